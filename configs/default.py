@@ -1,0 +1,80 @@
+"""The reference recipe: a classic CNN on MNIST.
+
+    python -m mnist_flax.main --config=configs/default.py
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # parameters, batch order, augmentation and dropout all derive from it
+
+    # Data
+    config.dataset = "mnist"  # mnist, fashion_mnist, kmnist or digits
+    config.data_dir = placeholder(str)  # where TFDS keeps datasets; default: TFDS_DATA_DIR or TFDS's own
+    config.archive_dir = placeholder(str)  # directory of the four original IDX archives, instead of a download
+    config.validation_examples = 5_000  # held out of the training split, stratified; 0 trains on everything
+    config.train_examples = placeholder(int)  # train on a stratified subset of this size
+    config.feed = "device"  # device: data lives on the accelerator; stream: Grain reads it from disk
+
+    # Model: one entry a convolutional layer; a tuple of length one applies to every layer
+    config.model = ConfigDict()
+    config.model.channels = (32, 64)
+    config.model.kernel_sizes = (3,)
+    config.model.strides = (1,)
+    config.model.pool_sizes = (2,)  # window and stride of the pooling after each layer; 1 is none
+    config.model.padding = "SAME"  # SAME or VALID
+    config.model.pooling = "max"  # max or avg
+    config.model.batch_norm = False  # after each convolution, before the ReLU
+    config.model.logits_batch_norm = False  # on the logits (An et al. 2020)
+    config.model.conv_dropout_rate = 0.0  # after each convolutional layer
+    config.model.head = "flatten"  # flatten or average (global average pooling)
+    config.model.dense = (256,)  # widths of the hidden dense layers, () for none
+    config.model.dropout_rate = 0.5  # before each dense layer but the first
+    config.model.compute_dtype = "auto"  # float32, bfloat16, or auto: bfloat16 where hardware multiplies it
+    config.model.conv = "auto"  # matmul, lax, or auto: matmul on CPU, lax elsewhere
+
+    # Optimizer
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adam"  # adam, adamw, sgd or lion
+    config.optimizer.learning_rate = 1e-3  # peak of the schedule
+    config.optimizer.schedule = "cosine"  # constant, exponential, cosine or one_cycle
+    config.optimizer.warmup_epochs = 1.0  # linear warm-up of cosine; rising part of one_cycle
+    config.optimizer.decay_rate = 0.95  # factor an epoch, of exponential
+    config.optimizer.final_scale = 0.01  # last learning rate over the peak, of cosine and one_cycle
+    config.optimizer.b1 = 0.9  # adam, adamw, lion
+    config.optimizer.b2 = 0.999  # adam, adamw, lion
+    config.optimizer.eps = 1e-8  # adam, adamw
+    config.optimizer.momentum = 0.9  # sgd
+    config.optimizer.nesterov = True  # sgd
+    config.optimizer.weight_decay = 0.0  # decoupled (L2 for adam and sgd); never on biases and norms
+    config.optimizer.clip_norm = 0.0  # largest global norm of the gradient; 0 is no clipping
+    config.optimizer.accumulate_steps = 1  # gradients averaged over this many batches before an update
+    config.optimizer.ema_decay = 0.0  # exponential moving average of the parameters, which evaluation uses; 0 is none
+    config.optimizer.label_smoothing = 0.0
+
+    # Augmentation, on the device inside the compiled step; each drawn per example, 0 is off
+    config.augment = ConfigDict()
+    config.augment.rotation = 0.0  # degrees, uniform in +-rotation
+    config.augment.shift = 0.0  # pixels, uniform in +-shift along each axis
+    config.augment.zoom = 0.0  # scale, uniform in 1 +- zoom
+    config.augment.shear = 0.0  # tangent of the shear angle, uniform in +-shear
+    config.augment.elastic_alpha = 0.0  # pixels of displacement before smoothing (Simard et al. 2003)
+    config.augment.elastic_sigma = 4.0  # pixels, width of the smoothing
+    config.augment.cutout = 0  # pixels, side of a square set to the background (DeVries and Taylor 2017)
+
+    # Training
+    config.num_epochs = 15
+    config.batch_size = 128
+    config.eval_batch_size = 1_000
+    config.target_accuracy = 0.0  # stop once validation accuracy reaches it; 0 is never
+    config.patience = 0  # stop after this many epochs without a better validation accuracy; 0 is never
+
+    # Checkpoints
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_epochs = 1
+    config.checkpoint.keep = 2  # latest ones kept, besides the best on validation
+    config.checkpoint.select = "last"  # the model that is tested and used: last or best
+    return config

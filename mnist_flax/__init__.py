@@ -1,0 +1,1 @@
+"""Train, study and ship a handwritten-digit classifier in JAX and Flax."""

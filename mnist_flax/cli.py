@@ -1,0 +1,49 @@
+"""What every command shares: how a user's mistake is reported, and which status a command ends with."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+
+class UserError(ValueError):
+    """Something the user can put right: its message is one line that says what is wrong and what to do."""
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses absl flags; any complaint becomes a UserError (absl's own exit status would be 1)."""
+    try:
+        return flags.FLAGS(list(argv))
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        message = str(error.args[0] if error.args else error)
+        raise UserError(" ".join(message.split())) from error
+
+
+def _exit_on_user_error(function: Callable[[list[str]], int | None], argv: list[str]) -> int:
+    try:
+        return function(argv) or 0
+    except UserError as error:
+        logging.flush()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> None:
+    """Runs `main(argv)` as a command and ends the process.
+
+    Exit status: what `main` returns (None is 0), 2 with one line on standard error after a `UserError`,
+    1 with a traceback after anything else.
+    """
+
+    def parse(arguments: Sequence[str]) -> list[str]:
+        try:
+            return _parse_flags(arguments)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    app.run(
+        lambda arguments: sys.exit(_exit_on_user_error(main, arguments)),
+        argv=list(argv) if argv is not None else None,
+        flags_parser=parse,
+    )
