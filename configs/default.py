@@ -1,6 +1,6 @@
 """The reference recipe: a classic CNN on MNIST.
 
-    python -m mnist_flax.main --config=configs/default.py
+python -m mnist_flax.main --config=configs/default.py
 """
 
 from ml_collections import ConfigDict

@@ -17,7 +17,7 @@ def conclude(
 
     `started` is the `time.perf_counter()` at which this process began.
     """
-    names = data.class_names(config.dataset)
+    names = data.CLASS_NAMES[config.dataset]
     state = result.state
     if config.checkpoint.select == "best":
         abstract = train.abstract_state(config, len(names), mesh)

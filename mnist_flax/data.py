@@ -37,6 +37,18 @@ EXAMPLES_SHA256 = {
 }
 
 
+_DIGITS = tuple("0123456789")
+CLASS_NAMES = {
+    "mnist": _DIGITS,
+    "digits": _DIGITS,
+    "fashion_mnist": (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+    "kmnist": ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+}
+
+
 class Split(NamedTuple):
     """Examples of one split, in the dataset's order."""
 

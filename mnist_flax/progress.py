@@ -49,7 +49,11 @@ def bar(total_steps: int, first_step: int) -> Iterator[Bar]:
     if not console.is_terminal:
         yield Bar(None, None)
         return
-    columns = (BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"), TimeRemainingColumn())
+    columns = (
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, TextColumn("{task.fields[metrics]}"), console=console) as progress:
         yield Bar(progress, progress.add_task("", total=total_steps, completed=first_step, metrics=""))
 
