@@ -10,10 +10,17 @@ class UserError(ValueError):
     """Something the user can put right: its message is one line that says what is wrong and what to do."""
 
 
+class RunError(RuntimeError):
+    """A run that cannot go on through no mistake in the command: one line that says why, and what to do."""
+
+
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses absl flags; any complaint becomes a UserError (absl's own exit status would be 1)."""
     try:
-        return flags.FLAGS(list(argv))
+        arguments = flags.FLAGS(list(argv))
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
+        return arguments
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         message = str(error.args[0] if error.args else error)
         raise UserError(" ".join(message.split())) from error
@@ -26,13 +33,18 @@ def _exit_on_user_error(function: Callable[[list[str]], int | None], argv: list[
         logging.flush()
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RunError as error:
+        logging.flush()
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> None:
     """Runs `main(argv)` as a command and ends the process.
 
     Exit status: what `main` returns (None is 0), 2 with one line on standard error after a `UserError`,
-    1 with a traceback after anything else.
+    1 with one line after a `RunError` and with
+    a traceback after anything else.
     """
 
     def parse(arguments: Sequence[str]) -> list[str]:
