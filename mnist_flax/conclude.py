@@ -42,7 +42,7 @@ def conclude(
         "train_accuracy": scores["train"]["accuracy"],
         "validation_accuracy": scores["validation"]["accuracy"] if "validation" in scores else None,
         "test_accuracy": scores["test"]["accuracy"],
-        "test_loss": scores["test"]["loss"],
+        "test_loss": scores["test"]["negative_log_likelihood"],
         "test_errors": scores["test"]["errors"],
         "train_seconds": result.train_seconds,
         "total_seconds": result.earlier_seconds + time.perf_counter() - started,

@@ -54,7 +54,7 @@ _RANGES = {
     "augment.shear": (0.0, 2.0),
     "augment.elastic_alpha": (0.0, None),
     "augment.elastic_sigma": (0.1, 28.0),
-    "augment.cutout": (0, 28),
+    "augment.cutout": (0.0, 28.0),
     "num_epochs": (1, None),
     "batch_size": (1, None),
     "eval_batch_size": (1, None),

@@ -30,7 +30,7 @@ def split_logits(model, variables: dict, split, batch_size: int, mesh: Mesh) -> 
 def main(argv: list[str]) -> None:
     if len(argv) != 2:
         raise cli.UserError("name one run directory: python -m mnist_flax.evaluate RUN")
-    from mnist_flax import data, devices, metrics, run
+    from mnist_flax import data, devices, metrics, progress, run
 
     trained = run.load_run(argv[1], _CHECKPOINT.value)
     config = trained.config
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     scores = {"dataset": config.dataset, "split": _SPLIT.value} | metrics.evaluate_logits(logits, split.labels)
     path = trained.directory / f"evaluation_{_SPLIT.value}.json"
     run.write_json(path, scores)
-    print(metrics.format_scores(scores, trained.class_names))
+    progress.print_scores(scores, trained.class_names)
     print(f"written to {path}")
 
 

@@ -104,11 +104,7 @@ def make_train_step(config: ConfigDict, num_classes: int, steps_per_epoch: int, 
     def over_devices(function, value):
         return function(value, batch_axis) if batch_axis else value
 
-    strengths = {
-        key: key.partition(".")[2]
-        for key, value in flatten({"augment": config.augment}).items()
-        if value and (key != "augment.elastic_sigma" or config.augment.elastic_alpha)
-    }
+    augmentations = [name for name, strength in config.augment.items() if strength]
 
     def step(state: TrainState, hyper: Hyperparameters, seed, images, labels, positions) -> TrainState:
         model = make_model(config.model, hyper, num_classes, batch_axis)
@@ -116,10 +112,9 @@ def make_train_step(config: ConfigDict, num_classes: int, steps_per_epoch: int, 
         optimizer = make_optimizer(config, hyper, schedule)
 
         images = normalize(images)
-        if strengths:
+        if augmentations:
             keys = example_keys(seed, _AUGMENT, state.step, positions)
-            values = {name: hyper.get(key, config.augment[name]) for key, name in strengths.items()}
-            images = augment(keys, images, values)
+            images = augment(keys, images, {name: hyper[f"augment.{name}"] for name in augmentations})
         dropout_keys = example_keys(seed, _DROPOUT, state.step, positions)
 
         def loss_fn(params, batch_stats, images, labels, keys):
@@ -144,7 +139,8 @@ def make_train_step(config: ConfigDict, num_classes: int, steps_per_epoch: int, 
         if parts == 1:
             batch_stats, (grads, sums) = gradient(state.batch_stats, batch)
         else:
-            split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+            # Every so-manieth example makes a part: the same parts of the whole batch for any number of devices.
+            split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
             batch_stats, (grads, sums) = lax.scan(gradient, state.batch_stats, split)
             grads = jax.tree.map(lambda g: g.mean(0), grads)
             sums = jax.tree.map(lambda s: s.sum(0), sums)
