@@ -1,8 +1,11 @@
 """Checkpoints of a run: saved in the background, latest and best kept; the only file that knows Orbax's API."""
 
+import contextlib
 import hashlib
+import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ from orbax.checkpoint import v1 as ocp
 
 from mnist_flax.cli import RunError
 
-_policies = ocp.training.preservation_policies
+# Orbax logs its failures with tracebacks; they reach us as exceptions too, and become one line.
+logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
 
 
 class Checkpoints:
@@ -26,16 +30,20 @@ class Checkpoints:
     def __init__(self, directory: Path, keep: int):
         self._directory = directory.absolute()  # Orbax wants it so
         self._pending: ocp.AsyncResponse | None = None
-        latest = _policies.LatestN(keep)
-        best = _policies.BestN(
-            get_metric_fn=lambda metrics: metrics["accuracy"], n=1, keep_checkpoints_without_metrics=False
-        )
+        self._keep = keep
         self._orbax = ocp.training.Checkpointer(
             self._directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=_policies.AnyPreservationPolicy([latest, best]),
+            preservation_policy=self,
             cleanup_tmp_directories=True,  # what a killed process left half written
         )
+        self._scores = _scores(self._orbax)
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Orbax's protocol: which of the checkpoints stay."""
+        best = max(self._scores, key=lambda step: (self._scores[step], step), default=None)
+        latest = {checkpoint.step for checkpoint in checkpoints[-self._keep :]}
+        return [checkpoint.step in latest or checkpoint.step == best for checkpoint in checkpoints]
 
     def save(self, step: int, state: Any, extra: dict, accuracy: float | None) -> None:
         """Starts saving in the background, after the save before it has ended.
@@ -46,14 +54,14 @@ class Checkpoints:
           RunError: the save before this one failed (a full disk, say).
         """
         self.wait()
-        if accuracy is not None and math.isnan(accuracy):
-            accuracy = -1.0
+        if accuracy is not None:
+            accuracy = -1.0 if math.isnan(accuracy) else accuracy
+            self._scores[step] = accuracy
         self._pending = self._orbax.save_async(
             step,
             state,
             overwrite=True,  # a step is saved anew after a fall-back to an earlier one
-            metrics=None if accuracy is None else {"accuracy": accuracy},
-            custom_metadata={"extra": extra, "digest": _digest(state)},
+            custom_metadata={"extra": extra, "accuracy": accuracy, "digest": _digest(state, extra)},
         )
 
     def wait(self) -> None:
@@ -94,6 +102,7 @@ class Checkpoints:
         """Removes checkpoints later than `step`, which a fall-back found damaged."""
         for checkpoint in self._orbax.checkpoints:
             if checkpoint.step > step:
+                self._scores.pop(checkpoint.step, None)
                 shutil.rmtree(self._directory / str(checkpoint.step), ignore_errors=True)
         self._orbax.reload()
 
@@ -109,13 +118,11 @@ def load(directory: Path, which: str, abstract_state: Any) -> tuple[Any, dict]:
       RunError: there is none, or it is damaged.
     """
     with ocp.training.Checkpointer(directory.absolute()) as orbax:
-        candidates = list(orbax.checkpoints)
-        if which == "best":
-            ranked = [c for c in candidates if c.metrics]
-            candidates = sorted(ranked, key=lambda c: c.metrics["accuracy"]) or candidates
-        if not candidates:
+        steps = [checkpoint.step for checkpoint in orbax.checkpoints]
+        if not steps:
             raise RunError(f"no checkpoint in {directory}: has the run finished its first epoch?")
-        step = candidates[-1].step
+        scores = _scores(orbax) if which == "best" else {}
+        step = max(scores, key=lambda step: (scores[step], step)) if scores else max(steps)
         try:
             return _load(orbax, step, abstract_state)
         except Exception as error:
@@ -126,14 +133,25 @@ def load(directory: Path, which: str, abstract_state: Any) -> tuple[Any, dict]:
 def _load(orbax: ocp.training.Checkpointer, step: int, abstract_state: Any) -> tuple[Any, dict]:
     state = orbax.load(step, abstract_state)
     metadata = orbax.metadata(step).custom_metadata
-    if metadata["digest"] != _digest(state):
+    if metadata["digest"] != _digest(state, metadata["extra"]):
         raise ValueError("its content is not what was saved")
     return state, metadata["extra"]
 
 
-def _digest(state: Any) -> str:
-    """BLAKE2 of every array with its place in the tree; Orbax itself would not notice a flipped bit."""
-    digest = hashlib.blake2b(digest_size=16)
+def _scores(orbax: ocp.training.Checkpointer) -> dict[int, float]:
+    """Validation accuracy of each checkpoint that has one and can be read."""
+    scores = {}
+    for checkpoint in orbax.checkpoints:
+        with contextlib.suppress(Exception):  # damaged: it cannot be the best
+            accuracy = orbax.metadata(checkpoint.step).custom_metadata["accuracy"]
+            if isinstance(accuracy, int | float):
+                scores[checkpoint.step] = float(accuracy)
+    return scores
+
+
+def _digest(state: Any, extra: dict) -> str:
+    """BLAKE2 of every array with its place in the tree, and of the rest; Orbax would not notice a flipped bit."""
+    digest = hashlib.blake2b(json.dumps(extra, sort_keys=True).encode(), digest_size=16)
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
         array = np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())

@@ -1,9 +1,13 @@
 """What every command shares: how a user's mistake is reported, and which status a command ends with."""
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
+
+# Failures of storage, which can come up wherever a file is written: one line says all there is to say.
+_STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES}
 
 
 class UserError(ValueError):
@@ -33,7 +37,9 @@ def _exit_on_user_error(function: Callable[[list[str]], int | None], argv: list[
         logging.flush()
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except RunError as error:
+    except (RunError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _STORAGE_ERRORS:
+            raise
         logging.flush()
         print(f"error: {error}", file=sys.stderr)
         return 1

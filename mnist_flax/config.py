@@ -62,6 +62,7 @@ _RANGES = {
     "patience": (0, None),
     "checkpoint.keep": (1, None),
 }
+_OPTIONAL = {"data_dir": str, "archive_dir": str, "train_examples": int}  # may be None
 # Lowest and highest entry of the tuples that hold one entry a convolutional layer.
 _PER_LAYER = {"kernel_sizes": (1, 7), "strides": (1, 2), "pool_sizes": (1, 4)}
 
@@ -167,11 +168,12 @@ def _check_fields(values: Mapping, reference: Mapping) -> None:
         if key not in values:
             raise UserError(f"config.{key} is missing: start the recipe from configs/default.py")
         value = values[key]
-        if default is None:  # a placeholder: its own type was checked when it was set
+        kind = _OPTIONAL.get(key, type(default))
+        if key in _OPTIONAL and value is None:
             continue
-        expected = (int, float) if isinstance(default, float) else type(default)
-        if not isinstance(value, expected) or (isinstance(value, bool) and not isinstance(default, bool)):
-            raise UserError(f"config.{key}={value!r} must be of type {type(default).__name__}")
+        expected = (int, float) if kind is float else kind
+        if not isinstance(value, expected) or (isinstance(value, bool) and kind is not bool):
+            raise UserError(f"config.{key}={value!r} must be of type {kind.__name__}")
 
 
 def _check_model(model: ConfigDict) -> None:

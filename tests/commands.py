@@ -7,6 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -55,8 +59,9 @@ def records(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def digest(workdir: Path) -> str:
-    """Digest of everything that training carries, from the last checkpoint."""
+def final_state(workdir: Path) -> list[tuple[str, bytes]]:
+    """Everything that training carries, bit for bit, from the last checkpoint."""
     steps = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
-    metadata = json.loads((workdir / "checkpoints" / str(max(steps)) / "_CHECKPOINT_METADATA").read_text())
-    return metadata["custom_metadata"]["digest"]
+    state = ocp.load(workdir / "checkpoints" / str(max(steps)) )
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    return [(jax.tree_util.keystr(path), np.asarray(leaf).tobytes()) for path, leaf in leaves]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.commands import ROOT, command, digest, finish, records, start, wait_for
+from tests.commands import ROOT, command, final_state, finish, records, start, wait_for
 
 # A small network with everything on that could depend on where a run was stopped.
 SMALL = (
@@ -114,7 +114,7 @@ def test_killed_anywhere_and_started_again_ends_bit_for_bit_the_same(feed, small
             process.kill()
         finish(process, None)
     command("mnist_flax.main", *arguments)
-    assert digest(tmp_path / "run") == digest(undisturbed[0])
+    assert final_state(tmp_path / "run") == final_state(undisturbed[0])
     strip = ("step", "epoch", "split", "loss", "accuracy", "learning_rate")
     for mine, theirs in zip(records(tmp_path / "run"), records(undisturbed[0]), strict=True):
         assert [mine[key] for key in strip] == [theirs[key] for key in strip]
@@ -131,7 +131,7 @@ def test_asked_to_stop_it_saves_and_prints_the_command_that_resumes(number, smal
     resume = out.splitlines()[-1]
     assert resume.startswith("python -m mnist_flax.main ") and str(workdir) in resume
     command("mnist_flax.main", *small, f"--workdir={workdir}")
-    assert digest(workdir) == digest(undisturbed[0])
+    assert final_state(workdir) == final_state(undisturbed[0])
 
 
 def test_damaged_latest_checkpoint_falls_back_with_a_warning(small, undisturbed, tmp_path):
@@ -148,7 +148,7 @@ def test_damaged_latest_checkpoint_falls_back_with_a_warning(small, undisturbed,
     largest.write_bytes(content)
     again = command("mnist_flax.main", *small, f"--workdir={workdir}")
     assert f"Checkpoint {latest.name} is damaged" in again.stderr
-    assert digest(workdir) == digest(undisturbed[0])
+    assert final_state(workdir) == final_state(undisturbed[0])
 
 
 def test_eight_devices_train_like_one_and_resume_on_one(small, undisturbed, tmp_path):
