@@ -282,6 +282,7 @@ def _download(name: str, dl_manager: Any, urls: Mapping[str, str]) -> dict[str, 
     """Fetches the archives with TFDS's download manager, which checks them and keeps them in `downloads`."""
     import requests
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
     original = requests.Session.request
 
@@ -297,7 +298,7 @@ def _download(name: str, dl_manager: Any, urls: Mapping[str, str]) -> dict[str, 
     except (requests.RequestException, tfds.download.DownloadError) as error:
         host = next(iter(urls.values())).split("/")[2]
         raise UserError(f"cannot download {name} from {host} ({type(error).__name__}): {WAYS_OUT}") from error
-    except tfds.download.NonMatchingChecksumError as error:
+    except NonMatchingChecksumError as error:
         reason = " ".join(str(error).split(" To debug")[0].split())
         raise UserError(f"{reason}: {WAYS_OUT}") from error
 
