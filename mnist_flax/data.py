@@ -166,7 +166,7 @@ def stream(
     batches = (
         grain.MapDataset.range(start_step, stop_step)
         .map(read)
-        .to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=max(16, 2 * steps_per_block)))
+        .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=max(16, 2 * steps_per_block)))
     )
     return _blocks(iter(batches), start_step, stop_step, steps_per_epoch, steps_per_block)
 

@@ -462,5 +462,6 @@ def test_a_download_that_fails_names_the_two_ways_out(address, archives, tmp_pat
             prepare.prepare("mnist", str(tmp_path / "data"))
     message = one_line(caught)
     assert "127.0.0.1" in message
+    assert not list((tmp_path / "data" / "downloads").rglob("*.tmp.*"))
     assert "--config.archive_dir=" in message and "--config.dataset=digits" in message
     assert not (tmp_path / "data" / "mnist").exists()
