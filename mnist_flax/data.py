@@ -77,9 +77,7 @@ def load(config: ConfigDict) -> Splits:
     Raises:
       UserError: the dataset cannot be prepared or is damaged, or has fewer examples than the config asks for.
     """
-    decoded = _load_decoded(
-        config.dataset, prepare.prepare(config.dataset, config.data_dir, config.archive_dir)
-    )
+    decoded = _decoded(config.dataset, prepare.prepare(config.dataset, config.data_dir, config.archive_dir))
     labels = decoded["train"].labels
     held_out, total = config.validation_examples, len(labels)
     if not 0 <= held_out < total:
@@ -180,7 +178,7 @@ def stream(
     batches = (
         grain.MapDataset.range(start_step, stop_step)
         .map(read)
-        .to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=max(16, 2 * steps_per_block)))
+        .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=max(16, 2 * steps_per_block)))
     )
     return _blocks(iter(batches), start_step, stop_step, steps_per_epoch, steps_per_block)
 
@@ -219,7 +217,7 @@ def _read(source: Any, positions: list[int]) -> tuple[np.ndarray, np.ndarray]:
     return images, np.array([example["label"] for example in examples], np.int32)
 
 
-def _load_decoded(name: str, place: prepare.Place) -> dict[str, Split]:
+def _decoded(name: str, place: prepare.Place) -> dict[str, Split]:
     """The dataset's own splits, from the decoded copy beside it when that is of these very files."""
     cache = place.work / f"{name}.npz"
     fingerprint = _fingerprint(place.directory)

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import io
 import json
+import logging as std_logging
 import os
 import shutil
 import sys
@@ -132,18 +133,18 @@ def check_shards(directory: Path) -> None:
 
 @contextlib.contextmanager
 def quiet_tfds() -> Iterator[None]:
-    """Keeps TFDS's messages back, and its progress bars where standard error is no terminal."""
+    """Keeps back what TFDS and its libraries log, and progress bars unless standard error is a terminal."""
     import tensorflow_datasets as tfds
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    level = std_logging.root.manager.disable
+    std_logging.disable(std_logging.WARNING)
     tfds.display_progress_bar(sys.stderr.isatty())
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         tfds.display_progress_bar(True)
-        logging.set_verbosity(verbosity)
+        std_logging.disable(level)
 
 
 def _root(data_dir: str | None) -> Path:
@@ -282,7 +283,10 @@ def _download(name: str, dl_manager: Any, urls: Mapping[str, str]) -> dict[str, 
     """Fetches the archives with TFDS's download manager, which checks them and keeps them in `downloads`."""
     import requests
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
+    folder = Path(dl_manager.download_dir) / name
+    before = set(folder.glob("*.tmp.*"))
     original = requests.Session.request
 
     def bounded(session: requests.Session, *args: Any, **kwargs: Any) -> requests.Response:
@@ -293,13 +297,17 @@ def _download(name: str, dl_manager: Any, urls: Mapping[str, str]) -> dict[str, 
 
     try:
         with mock.patch.object(requests.Session, "request", bounded):
-            return {file: Path(path) for file, path in dl_manager.download(dict(urls)).items()}
+            # One after another: after a failure no thread of TFDS's is still at work on the others.
+            return {file: Path(dl_manager.download(url)) for file, url in urls.items()}
     except (requests.RequestException, tfds.download.DownloadError) as error:
         host = next(iter(urls.values())).split("/")[2]
         raise UserError(f"cannot download {name} from {host} ({type(error).__name__}): {WAYS_OUT}") from error
-    except tfds.download.NonMatchingChecksumError as error:
+    except NonMatchingChecksumError as error:
         reason = " ".join(str(error).split(" To debug")[0].split())
         raise UserError(f"{reason}: {WAYS_OUT}") from error
+    finally:  # TFDS leaves those of downloads that failed
+        for unfinished in set(folder.glob("*.tmp.*")) - before:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _digits_builder() -> Any:
