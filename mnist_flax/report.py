@@ -193,7 +193,7 @@ def shown(name: str, value: Any) -> str:
         return percent(value)
     if name.endswith("seconds"):
         minutes, seconds = divmod(round(value), 60)
-        return f"{minutes} min {seconds} s" if minutes else f"{value:.1f} s"
+        return f"{value:.1f} s" if value < 59.95 else f"{minutes} min {seconds} s"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}" if abs(value) < 10 else f"{value:,.0f}"
 
 

@@ -113,7 +113,7 @@ def test_page_needs_nothing_from_outside(tmp_path):
 
 
 def test_everything_shown_is_escaped(tmp_path):
-    directory = make_run(tmp_path / "<b>run</b>")
+    directory = make_run(tmp_path / "<b>run")
     summary = {"dataset": NASTY, "parameters": 1, "device": NASTY, NASTY: NASTY}
     page = write(directory, summary, (NASTY, *"123456789"))
     ours = {"html", "head", "meta", "title", "style", "body", "header", "h1", "p", "code", "main", "dl", "div", "dt"}
@@ -123,7 +123,7 @@ def test_everything_shown_is_escaped(tmp_path):
     assert all(not name.startswith("on") for _, attributes in page.tags for name in attributes)
     # Its tile has the device; tables have the class, the config value, and the summary's dataset, device and field.
     assert page.text.count(NASTY) == 7
-    assert "<b>run</b>" in page.text
+    assert "<b>run" in page.text
 
 
 def test_fields_that_are_missing_or_null_are_shown_as_such(tmp_path):
