@@ -1,6 +1,6 @@
 """The reference recipe: a classic CNN on MNIST.
 
-    python -m mnist_flax.main --config=configs/default.py
+python -m mnist_flax.main --config=configs/default.py
 """
 
 from ml_collections import ConfigDict
@@ -64,7 +64,7 @@ def get_config() -> ConfigDict:
     config.augment.shear = 0.0  # tangent of the shear angle, uniform in +-shear
     config.augment.elastic_alpha = 0.0  # pixels of displacement before smoothing (Simard et al. 2003)
     config.augment.elastic_sigma = 4.0  # pixels, width of the smoothing
-    config.augment.cutout = 0  # pixels, side of a square set to the background (DeVries and Taylor 2017)
+    config.augment.cutout = 0.0  # pixels, side of a square set to the background (DeVries and Taylor 2017)
 
     # Training
     config.num_epochs = 15

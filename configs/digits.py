@@ -1,6 +1,6 @@
 """Small and offline: 1,797 real handwritten digits that scikit-learn bundles.
 
-    python -m mnist_flax.main --config=configs/digits.py
+python -m mnist_flax.main --config=configs/digits.py
 """
 
 from ml_collections import ConfigDict

@@ -24,14 +24,14 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep: int):
-        self._directory = directory
+        self._directory = directory.absolute()  # Orbax wants it so
         self._pending: ocp.AsyncResponse | None = None
         latest = _policies.LatestN(keep)
         best = _policies.BestN(
             get_metric_fn=lambda metrics: metrics["accuracy"], n=1, keep_checkpoints_without_metrics=False
         )
         self._orbax = ocp.training.Checkpointer(
-            directory,
+            self._directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=_policies.AnyPreservationPolicy([latest, best]),
             cleanup_tmp_directories=True,  # what a killed process left half written
@@ -85,9 +85,7 @@ class Checkpoints:
                 return _load(self._orbax, checkpoint.step, abstract_state)
             except Exception as error:
                 reason = " ".join(str(error).split())[:200]
-                logging.warning(
-                    "Checkpoint %d is damaged, falling back to the one before: %s", checkpoint.step, reason
-                )
+                logging.warning("Checkpoint %d is damaged, falling back to the one before: %s", checkpoint.step, reason)
         if checkpoints:
             raise RunError(f"no checkpoint in {self._directory} can be read: remove the run directory to start anew")
         return None
@@ -110,7 +108,7 @@ def load(directory: Path, which: str, abstract_state: Any) -> tuple[Any, dict]:
     Raises:
       RunError: there is none, or it is damaged.
     """
-    with ocp.training.Checkpointer(directory) as orbax:
+    with ocp.training.Checkpointer(directory.absolute()) as orbax:
         candidates = list(orbax.checkpoints)
         if which == "best":
             ranked = [c for c in candidates if c.metrics]

@@ -17,7 +17,7 @@ def conclude(
 
     `started` is the `time.perf_counter()` at which this process began.
     """
-    names = data.class_names(config.dataset)
+    names = data.CLASS_NAMES[config.dataset]
     state = result.state
     if config.checkpoint.select == "best":
         abstract = train.abstract_state(config, len(names), mesh)
@@ -42,7 +42,7 @@ def conclude(
         "train_accuracy": scores["train"]["accuracy"],
         "validation_accuracy": scores["validation"]["accuracy"] if "validation" in scores else None,
         "test_accuracy": scores["test"]["accuracy"],
-        "test_loss": scores["test"]["loss"],
+        "test_loss": scores["test"]["negative_log_likelihood"],
         "test_errors": scores["test"]["errors"],
         "train_seconds": result.train_seconds,
         "total_seconds": result.earlier_seconds + time.perf_counter() - started,

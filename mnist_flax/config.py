@@ -54,7 +54,7 @@ _RANGES = {
     "augment.shear": (0.0, 2.0),
     "augment.elastic_alpha": (0.0, None),
     "augment.elastic_sigma": (0.1, 28.0),
-    "augment.cutout": (0, 28),
+    "augment.cutout": (0.0, 28.0),
     "num_epochs": (1, None),
     "batch_size": (1, None),
     "eval_batch_size": (1, None),
@@ -71,7 +71,9 @@ def define_flag(argv: Sequence[str] | None = None) -> tuple[flags.FlagHolder, li
 
     `configs/NAME.py` names a recipe of the project from any directory, unless such a file is there.
     """
-    arguments = [_find_recipe(argument) for argument in (sys.argv if argv is None else argv)]
+    program, *arguments = [_find_recipe(argument) for argument in (sys.argv if argv is None else argv)]
+    # ml_collections wants the recipe before its overrides; to a user their order means nothing.
+    arguments = [program, *sorted(arguments, key=lambda argument: not argument.startswith("--config="))]
     _make_recipes_importable()
     holder = config_flags.DEFINE_config_file(
         "config",

@@ -1,7 +1,7 @@
 """The input pipeline: splits as arrays, the batch order, and the feed that streams from disk.
 
-The order of the batches is a function of (seed, epoch) alone, so the number of a step is the whole state of the
-input pipeline: both feeds take the batch of step s from `epoch_order`, wherever they start.
+The order of the batches is a function of (seed, epoch) alone, so the number of a step is the whole state of
+the input pipeline: both feeds take the batch of step s from `epoch_order`, wherever they start.
 """
 
 import hashlib
@@ -20,20 +20,32 @@ from absl import logging
 from jaxtyping import Int32, UInt8
 from ml_collections import ConfigDict
 
-from mnist_flax import prepare
+from mnist_flax import idx, prepare
 from mnist_flax.cli import UserError
 
-# Splits depend on the labels and on this number only, never on a run's seed: runs that differ in seed, batch size
-# or feed are validated on the same examples, and can be compared.
+# Splits depend on the labels and on this number only, never on a run's seed: runs that differ in seed, batch
+# size or feed are validated on the same examples, and can be compared.
 SPLIT_KEY = 0x6D6E697374
 
-# SHA-256 of a split's examples (image, then label, a byte a number) in bytewise order. The archives are checked when
-# they are read; this checks what was prepared from them, by us or by another program that uses TFDS.
+# `examples_sha256` of a dataset's splits. The archives are checked when they are read; this checks what was
+# prepared from them, by us or by another program that uses TFDS.
 EXAMPLES_SHA256 = {
     "mnist": {
         "train": "386a0fff07efe9ae3f934853780556ca1fe630371d4964508a3e3256c2063b0e",
         "test": "292a2c8e9008782f6c6c94df46012a17c808c2666413d175e62502bbcf68dd61",
     }
+}
+
+
+_DIGITS = tuple("0123456789")
+CLASS_NAMES = {
+    "mnist": _DIGITS,
+    "digits": _DIGITS,
+    "fashion_mnist": (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+    "kmnist": ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
 }
 
 
@@ -54,13 +66,13 @@ class Splits(NamedTuple):
 
 
 def load(config: ConfigDict) -> Splits:
-    """Returns the splits that a config asks for, preparing and decoding the dataset when that was not yet done.
+    """Returns the splits that a config asks for, preparing and decoding the dataset if that was not yet done.
 
-    Validation examples are taken off the dataset's train split in proportion to its classes, then `train_examples`
-    (all that are left when None) off the rest likewise; both keep the dataset's order.
+    Validation examples are taken off the dataset's train split in proportion to its classes, then
+    `train_examples` (all that are left when None) off the rest likewise; both keep the dataset's order.
 
     Args:
-      config: `dataset`, `data_dir`, `archive_dir`, `validation_examples`, `train_examples` and `batch_size` are read.
+      config: `dataset`, `data_dir`, `archive_dir`, `validation_examples`, `train_examples`, `batch_size`.
 
     Raises:
       UserError: the dataset cannot be prepared or is damaged, or has fewer examples than the config asks for.
@@ -93,7 +105,7 @@ def load(config: ConfigDict) -> Splits:
 
 
 def stratified(labels: Int32[np.ndarray, " n"], count: int) -> Int32[np.ndarray, " count"]:
-    """Chooses `count` positions, ascending, with classes in the proportions of `labels` (largest remainders)."""
+    """Chooses `count` positions, ascending, with the classes in proportion (largest remainders)."""
     classes, sizes = np.unique(labels, return_counts=True)
     quotas = sizes * count / max(len(labels), 1)
     counts = quotas.astype(int)
@@ -107,16 +119,16 @@ def stratified(labels: Int32[np.ndarray, " n"], count: int) -> Int32[np.ndarray,
 def epoch_order(
     seed: int, epoch: int, num_examples: int, batch_size: int
 ) -> Int32[np.ndarray, "steps batch"]:
-    """The positions of the examples in each batch of an epoch; what does not fill a batch is left out of that epoch.
+    """Positions of the examples in each batch of an epoch, less those at its end that do not fill a batch.
 
-    A permutation drawn with Philox (Salmon et al. 2011) under the key (seed, epoch): the same on every platform.
+    A permutation drawn with Philox (Salmon et al. 2011) under the key (seed, epoch): the same everywhere.
     """
     steps = num_examples // batch_size
     return _permutation(num_examples, seed, epoch)[: steps * batch_size].reshape(steps, batch_size)
 
 
 def _permutation(count: int, *key: int) -> Int32[np.ndarray, " count"]:
-    # NumPy keeps a bit generator's raw output stable from release to release, but not what `permutation` makes of it.
+    # NumPy promises a bit generator's raw output for good, but not what `permutation` makes of it.
     philox = np.random.Philox(key=np.array([number % 2**64 for number in key], np.uint64))
     return np.argsort(philox.random_raw(count), kind="stable").astype(np.int32)
 
@@ -131,11 +143,11 @@ def stream(
 ) -> Iterator[tuple[UInt8[np.ndarray, "steps batch 28 28"], Int32[np.ndarray, "steps batch"]]]:
     """Reads the batches of the steps from `start_step` to the end of the run, from disk, ahead of their use.
 
-    Grain reads and decodes in threads; with several processes each reads its own columns of every batch, contiguous
-    and in the order of `process_index`.
+    Grain reads and decodes in threads. With several processes each reads its own columns of every batch:
+    contiguous, in the order of `process_index`.
 
     Args:
-      config: `seed`, `num_epochs`, `batch_size` and what says where the dataset is are read.
+      config: `seed`, `num_epochs`, `batch_size`, `dataset`, `data_dir`, `archive_dir`.
       train_indices: from `load`.
       start_step: global step of the first batch.
       steps_per_block: batches stacked in one block; the last block of an epoch may have fewer.
@@ -203,7 +215,7 @@ def _read(source: Any, positions: list[int]) -> tuple[np.ndarray, np.ndarray]:
     examples = source.__getitems__(positions)
     files = (io.BytesIO(example["image"]) for example in examples)
     pixels = b"".join(Image.open(file, formats=("PNG",)).tobytes() for file in files)
-    images = np.frombuffer(pixels, np.uint8).reshape(len(examples), prepare.IMAGE_SIZE, prepare.IMAGE_SIZE)
+    images = np.frombuffer(pixels, np.uint8).reshape(len(examples), idx.IMAGE_SIZE, idx.IMAGE_SIZE)
     return images, np.array([example["label"] for example in examples], np.int32)
 
 
@@ -219,7 +231,8 @@ def _load_decoded(name: str, place: prepare.Place) -> dict[str, Split]:
                 decoded = _decode(name, place.directory)
                 _write_cache(cache, fingerprint, decoded)
     except OSError as error:
-        logging.warning("decoding %s for this run only: cannot write %s (%s)", name, cache, error.strerror)
+        reason = error.strerror or error
+        logging.warning("decoding %s for this run only: cannot write %s (%s)", name, cache, reason)
         decoded = decoded or _decode(name, place.directory)
     return decoded
 
@@ -302,7 +315,7 @@ def _decode(name: str, directory: Path) -> dict[str, Split]:
 
 
 def examples_sha256(split: Split) -> str:
-    """SHA-256 of a split's examples (image, then label, a byte a number) in bytewise order: whatever their order."""
+    """SHA-256 of the examples (pixels, then label, a byte each) sorted as bytes: of a split in any order."""
     pixels = split.images.reshape(len(split.images), -1)
     rows = np.ascontiguousarray(np.concatenate([pixels, split.labels.astype(np.uint8)[:, None]], axis=1))
     return hashlib.sha256(np.sort(rows.view(f"S{rows.shape[1]}"), axis=0).tobytes()).hexdigest()

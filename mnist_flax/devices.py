@@ -33,7 +33,7 @@ def keep_compiled_programs() -> None:
 
     One directory a kind of processor: programs are compiled for exactly the instructions it has.
     """
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.values["jax_compilation_cache_dir"]:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         processor = hashlib.sha256((_cpu_name() + _cpu_field("flags")).encode()).hexdigest()[:12]
         jax.config.update("jax_compilation_cache_dir", str(cache / "mnist_flax" / processor))

@@ -9,7 +9,10 @@ from mnist_flax import cli
 
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "split to score.")
 _CHECKPOINT = flags.DEFINE_enum(
-    "checkpoint", None, ["last", "best"], "which checkpoint; by default the one that the run's config selects."
+    "checkpoint",
+    None,
+    ["last", "best"],
+    "which checkpoint; by default the one that the run's config selects.",
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "where the dataset is, if it moved since the run.")
 
@@ -18,7 +21,7 @@ def split_logits(model, variables: dict, split, batch_size: int, mesh: Mesh) -> 
     """Logits of every example of a `data.Split`, whole: nothing is dropped and nothing counted twice."""
     from mnist_flax import train
 
-    batches = train.split_batches(mesh, *split, batch_size)
+    batches = train.split_batches(mesh, split.images, split.labels, batch_size)
     _, logits = train.make_evaluate(model, mesh)(variables, *batches)
     logits = np.asarray(logits)
     return logits.reshape(-1, logits.shape[-1])[: len(split.labels)]
@@ -27,7 +30,7 @@ def split_logits(model, variables: dict, split, batch_size: int, mesh: Mesh) -> 
 def main(argv: list[str]) -> None:
     if len(argv) != 2:
         raise cli.UserError("name one run directory: python -m mnist_flax.evaluate RUN")
-    from mnist_flax import data, devices, metrics, run
+    from mnist_flax import data, devices, metrics, progress, run
 
     trained = run.load_run(argv[1], _CHECKPOINT.value)
     config = trained.config
@@ -41,7 +44,7 @@ def main(argv: list[str]) -> None:
     scores = {"dataset": config.dataset, "split": _SPLIT.value} | metrics.evaluate_logits(logits, split.labels)
     path = trained.directory / f"evaluation_{_SPLIT.value}.json"
     run.write_json(path, scores)
-    print(metrics.format_scores(scores, trained.class_names))
+    progress.print_scores(scores, trained.class_names)
     print(f"written to {path}")
 
 

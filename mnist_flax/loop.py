@@ -34,21 +34,22 @@ class Result(NamedTuple):
 
 
 def fit(
-    config: ConfigDict, splits: data.Splits, num_classes: int, directory: Path, mesh: Mesh, stop: Callable[[], bool]
+    config: ConfigDict,
+    splits: data.Splits,
+    num_classes: int,
+    directory: Path,
+    mesh: Mesh,
+    stop: Callable[[], bool],
 ) -> Result:
     """Trains until the config says so or `stop()` does, from the newest checkpoint in `directory` if there is one.
 
     The host dispatches a call, then reads the metrics of the call before, so the device never waits for it.
 
     Raises:
-      UserError: the batch does not fit the data or the devices.
+      UserError: the batch does not divide among the devices.
       RunError: the loss became NaN or infinite, or a checkpoint could not be written.
     """
     steps_per_epoch = len(splits.train.labels) // config.batch_size
-    if steps_per_epoch == 0:
-        raise UserError(
-            f"config.batch_size={config.batch_size} is more than the {len(splits.train.labels)} training examples"
-        )
     if config.batch_size % (mesh.size * config.optimizer.accumulate_steps):
         raise UserError(
             f"config.batch_size={config.batch_size} must be a multiple of the {mesh.size} devices times "
@@ -63,9 +64,7 @@ def fit(
         checkpoints.remove_after(int(state.step))
         progress.console.print(f"resuming after step {int(state.step):,} of {total_steps:,}")
     else:
-        init = jax.jit(
-            lambda seed: train.init_state(config, num_classes, seed), out_shardings=NamedSharding(mesh, P())
-        )
+        init = jax.jit(lambda seed: train.init_state(config, num_classes, seed), out_shardings=NamedSharding(mesh, P()))
         state, extra = init(config.seed), {"records": [], "train_seconds": 0.0, "total_seconds": 0.0}
     step = int(state.step)
     records = extra["records"]
@@ -116,18 +115,22 @@ def fit(
         seconds = extra["train_seconds"] + time.perf_counter() - started
         row |= {"learning_rate": float(schedule(step - 1)), "images_per_second": rate, "seconds": seconds}
         metrics.append(row)
-        clock.restart(step)
         line = f"epoch {number:3d}/{config.num_epochs}  train loss {loss:.4f}  accuracy {accuracy:.2%}"
         validation_accuracy = None
         if epoch.validation is not None:
             loss, validation_accuracy = (float(epoch.validation[key]) for key in ("loss", "accuracy"))
-            clock.restart(step)  # the next epoch runs already
             seconds = extra["train_seconds"] + time.perf_counter() - started
-            row |= {"split": "validation", "loss": loss, "accuracy": validation_accuracy, "seconds": seconds}
-            metrics.append({**row, "images_per_second": None})
+            scores = {
+                "split": "validation",
+                "loss": loss,
+                "accuracy": validation_accuracy,
+                "seconds": seconds,
+            }
+            metrics.append({**row, **scores, "images_per_second": None})
             line += f"  validation loss {loss:.4f}  accuracy {validation_accuracy:.2%}"
         bar.update(step, number, loss, accuracy, rate)
         bar.line(f"{line}  {rate:,.0f} images/s  {seconds:.0f} s")
+        clock.restart(step)
         save(epoch.state, step, validation_accuracy)
 
     with progress.bar(total_steps, step) as bar:
@@ -186,12 +189,12 @@ class _Clock:
         self.restart(step)
 
     def restart(self, step: int) -> None:
-        """An epoch begins, or this process's part of it."""
+        """An epoch ended, or this process's part of the run begins."""
         self._epoch_time = self._time = time.perf_counter()
         self._epoch_step = self._step = step
 
     def epoch_seconds_a_step(self, step: int) -> float:
-        """Since the restart."""
+        """Since the restart: as a user waits for it, the validation of the epoch before included."""
         return (time.perf_counter() - self._epoch_time) / max(step - self._epoch_step, 1)
 
     def seconds_a_step(self, step: int) -> float:
@@ -225,4 +228,3 @@ def _early_stop(config: ConfigDict, records: list[dict]) -> bool:
     if config.target_accuracy and accuracies[-1] >= config.target_accuracy:
         return True
     return 0 < config.patience <= len(accuracies) - 1 - accuracies.index(max(accuracies))
-

@@ -11,7 +11,8 @@ from pathlib import Path  # noqa: E402
 
 from absl import flags  # noqa: E402
 
-from mnist_flax import cli, config as config_lib, progress, run  # noqa: E402, I001
+from mnist_flax import cli, progress, run  # noqa: E402
+from mnist_flax import config as config_lib  # noqa: E402
 
 _CONFIG, _ARGUMENTS = config_lib.define_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory; a new one under runs/ if not given.")
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> int:
             run.check_directory(directory, config)  # another process may have come first
             run.write_config(directory, config, devices.describe(mesh))
             stop.can_wait = True
-            result = loop.fit(config, splits, len(data.class_names(config.dataset)), directory, mesh, stop)
+            result = loop.fit(config, splits, len(data.CLASS_NAMES[config.dataset]), directory, mesh, stop)
             if result.finished:
                 conclude.conclude(config, splits, result, directory, mesh, STARTED)
                 return 0

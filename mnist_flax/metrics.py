@@ -1,7 +1,6 @@
 """What a classifier's logits on a split are worth: pure NumPy functions of logits and labels, in float64."""
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ def evaluate_logits(logits: Logits, labels: Labels) -> dict[str, Any]:
     """All metrics of one split, ready for JSON.
 
     Accuracies, precisions and recalls are shares of 1; `accuracy_interval` is the 95 % Wilson interval;
-    `loss` is the mean negative log-likelihood, in nats; `confusion` counts examples, a row a label and a column a
+    `negative_log_likelihood` is in nats an example; `confusion` counts examples, a row a label and a column a
     prediction; `per_class` has an entry a class, where what cannot be computed (the precision of a class that
     is never predicted, the recall of one with no example) is None, as are the means of an empty
     `reliability` bin. Raises ValueError for no example, shapes that do not match, a label out of range or a
@@ -34,7 +33,7 @@ def evaluate_logits(logits: Logits, labels: Labels) -> dict[str, Any]:
         "errors": examples - correct,
         "accuracy": correct / examples,
         "accuracy_interval": list(wilson_interval(correct, examples)),
-        "loss": float(negative_log_likelihood(logits, labels).mean()),
+        "negative_log_likelihood": float(negative_log_likelihood(logits, labels).mean()),
         "expected_calibration_error": calibration_error(bins),
         "per_class": [
             {
@@ -48,33 +47,6 @@ def evaluate_logits(logits: Logits, labels: Labels) -> dict[str, Any]:
         "confusion": confusion.tolist(),
         "reliability": {name: [none_if_nan(x) for x in values.tolist()] for name, values in bins.items()},
     }
-
-
-def format_scores(scores: Mapping[str, Any], class_names: Sequence[str]) -> str:
-    """What `evaluate_logits` found, as text for a terminal."""
-
-    def percent(share: float | None) -> str:
-        return "-" if share is None else f"{100 * share:.2f} %"
-
-    low, high = map(percent, scores["accuracy_interval"])
-    lines = [
-        f"accuracy                    {percent(scores['accuracy'])} (95 % interval {low} to {high})",
-        f"errors                      {scores['errors']:,} of {scores['examples']:,}",
-        f"negative log-likelihood     {scores['loss']:.4f}",
-        f"expected calibration error  {percent(scores['expected_calibration_error'])}",
-        "",
-    ]
-    name_width = max(5, *map(len, class_names))
-    lines.append(f"{'class':<{name_width}}  {'examples':>8}  {'precision':>9}  {'recall':>9}")
-    for row in scores["per_class"]:
-        name, precision, recall = class_names[row["class"]], percent(row["precision"]), percent(row["recall"])
-        lines.append(f"{name:<{name_width}}  {row['examples']:>8,}  {precision:>9}  {recall:>9}")
-    width = max(len(str(max(map(max, scores["confusion"])))), *map(len, class_names)) + 2
-    lines += ["", "confusion: a row a label, a column a prediction"]
-    lines.append(" " * name_width + "".join(f"{name:>{width}}" for name in class_names))
-    for name, row in zip(class_names, scores["confusion"], strict=True):
-        lines.append(f"{name:<{name_width}}" + "".join(f"{count or '.':>{width}}" for count in row))
-    return "\n".join(lines)
 
 
 def check(logits: Logits, labels: Labels) -> None:

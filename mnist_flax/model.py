@@ -54,34 +54,30 @@ class CNN(nn.Module):
         def dropout(x, rate, batch_position):
             nonlocal layer
             layer += 1
-            if rate is None or not train:
+            if rate is None or dropout_keys is None:
                 return x
             keys = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, layer)
             return drop(keys, x, rate, batch_position)
 
+        channel_axis = conv.CHANNEL_AXIS[self.impl]
         x = conv.to_internal(images[..., None].astype(self.compute_dtype), self.impl)
         for i, (features, kernel_size, stride, pool_size) in enumerate(
             zip(self.channels, self.kernel_sizes, self.strides, self.pool_sizes, strict=True)
         ):
-            in_features = x.shape[conv.CHANNEL_AXIS[self.impl]]
+            in_features = x.shape[channel_axis]
             shape = (kernel_size, kernel_size, in_features, features)
             kernel = self.param(f"conv{i}_kernel", _he_normal, shape)
-            window = {"stride": stride, "padding": self.padding, "impl": self.impl}
+            window: dict[str, Any] = {"stride": stride, "padding": self.padding, "impl": self.impl}
             if self.batch_norm:
                 x = conv.conv(x, kernel, **window)
-                x = self._norm(f"norm{i}", train, conv.CHANNEL_AXIS[self.impl])(x)
-                x = conv.pool(nn.relu(x), size=pool_size, kind=self.pooling, impl=self.impl)
+                x = self._norm(f"norm{i}", train, channel_axis)(x)
+                x = conv.pool(nn.relu(x), pool_size, self.pooling)
             else:
                 bias = self.param(f"conv{i}_bias", nn.initializers.zeros, (features,))
-                x = conv.conv_bias_relu_pool(
-                    x, kernel, bias, pool_size=pool_size, pooling=self.pooling, **window
-                )
-            x = dropout(x, self.conv_dropout_rate, conv.BATCH_AXIS[self.impl])
+                x = conv.conv_bias_relu_pool(x, kernel, bias, pool_size=pool_size, pooling=self.pooling, **window)
+            x = dropout(x, self.conv_dropout_rate, 3 - channel_axis)
 
-        if self.head == "average":
-            x = conv.from_internal(x, self.impl).mean((1, 2))
-        else:
-            x = conv.flatten(x, self.impl)
+        x = conv.from_internal(x, self.impl).mean((1, 2)) if self.head == "average" else conv.flatten(x, self.impl)
         for i, features in enumerate(self.dense):
             x = nn.relu(nn.Dense(features, dtype=self.compute_dtype, kernel_init=_he_normal, name=f"dense{i}")(x))
             x = dropout(x, self.dropout_rate, 0)
@@ -109,9 +105,7 @@ def drop(keys: Key[Array, " batch"], x: Array, rate, batch_position: int) -> Arr
     return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), 0)
 
 
-def make_model(
-    config: ConfigDict, hyper: Mapping[str, Any], num_classes: int, batch_axis: str | None = None
-) -> CNN:
+def make_model(config: ConfigDict, hyper: Mapping[str, Any], num_classes: int, batch_axis: str | None = None) -> CNN:
     """The network of `config.model`, with the rates that `hyper` gives (see `train.hyperparameters`)."""
     layers = len(config.channels)
     backend = jax.default_backend()

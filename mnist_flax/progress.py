@@ -49,7 +49,11 @@ def bar(total_steps: int, first_step: int) -> Iterator[Bar]:
     if not console.is_terminal:
         yield Bar(None, None)
         return
-    columns = (BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"), TimeRemainingColumn())
+    columns = (
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, TextColumn("{task.fields[metrics]}"), console=console) as progress:
         yield Bar(progress, progress.add_task("", total=total_steps, completed=first_step, metrics=""))
 
@@ -60,4 +64,21 @@ def print_summary(summary: dict) -> None:
     for name, value in summary.items():
         shown = f"{value:.2%}" if "accuracy" in name and value is not None else value
         table.add_row(name, f"{shown:,.4g}" if isinstance(shown, float) else str(shown))
+    console.print(table)
+
+
+def print_scores(scores: dict, class_names: tuple[str, ...]) -> None:
+    """Prints what `metrics.evaluate_logits` found, and the confusion matrix."""
+    low, high = scores["accuracy_interval"]
+    console.print(f"{scores['dataset']} {scores['split']}: {scores['examples']:,} examples, {scores['errors']} errors")
+    console.print(f"accuracy {scores['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})")
+    console.print(f"negative log-likelihood {scores['negative_log_likelihood']:.4f} nats")
+    console.print(f"expected calibration error {scores['expected_calibration_error']:.4f}")
+    table = Table("label", *class_names, "precision", "recall", title="Predictions", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row, cells in zip(scores["per_class"], scores["confusion"], strict=True):
+        shares = (row[key] for key in ("precision", "recall"))
+        ends = ("-" if share is None else f"{share:.2%}" for share in shares)
+        table.add_row(class_names[row["class"]], *map(str, cells), *ends)
     console.print(table)

@@ -126,7 +126,7 @@ def page(
     tiles = [
         ("test accuracy", percent(scores["accuracy"]), f"95 % interval {interval}"),
         ("mistakes", f"{scores['errors']:,}", f"of {scores['examples']:,} test examples"),
-        ("loss", f"{scores['loss']:.4f}", "negative log-likelihood"),
+        ("loss", f"{scores['negative_log_likelihood']:.4f}", "negative log-likelihood"),
         ("calibration error", percent(scores["expected_calibration_error"]), "expected, 15 bins"),
         ("parameters", shown("parameters", summary.get("parameters")), "trained"),
         ("training", shown("train_seconds", summary.get("train_seconds")), str(summary.get("device", ""))),

@@ -16,7 +16,17 @@ from ml_collections import ConfigDict
 from mnist_flax import config as config_lib
 from mnist_flax.cli import UserError
 
-_PACKAGES = ("mnist_flax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "grain", "numpy")
+_PACKAGES = (
+    "mnist_flax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorflow-datasets",
+    "grain",
+    "numpy",
+)
 CHECKPOINTS, FIGURES, TENSORBOARD = "checkpoints", "figures", "tb"
 
 
@@ -137,7 +147,7 @@ def load_run(directory: Path | str, which: str | None = None) -> Run:
         raise UserError(f"{directory} has no checkpoint yet: let the run finish an epoch")
     from mnist_flax import checkpoint, data, devices, model, train
 
-    names = data.class_names(config.dataset)
+    names = data.CLASS_NAMES[config.dataset]
     abstract = train.abstract_state(config, len(names), devices.make_mesh())
     state, _ = checkpoint.load(directory / CHECKPOINTS, which or config.checkpoint.select, abstract)
     network = model.make_model(config.model, train.hyperparameters(config), len(names))

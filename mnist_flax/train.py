@@ -14,7 +14,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from mnist_flax.augment import augment
@@ -76,7 +76,7 @@ def init_state(config: ConfigDict, num_classes: int, seed: Int[Array, ""] | int)
 
 
 def abstract_state(config: ConfigDict, num_classes: int, mesh: Mesh) -> TrainState:
-    """Shapes, types and placement of a state, which a checkpoint is restored into whatever devices it was saved from."""
+    """Shapes, types and placement of a state: what a checkpoint is restored into, whatever devices saved it."""
     shapes = jax.eval_shape(lambda: init_state(config, num_classes, 0))
     replicated = NamedSharding(mesh, P())
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), shapes)
@@ -104,11 +104,7 @@ def make_train_step(config: ConfigDict, num_classes: int, steps_per_epoch: int, 
     def over_devices(function, value):
         return function(value, batch_axis) if batch_axis else value
 
-    strengths = {
-        key: key.partition(".")[2]
-        for key, value in flatten({"augment": config.augment}).items()
-        if value and (key != "augment.elastic_sigma" or config.augment.elastic_alpha)
-    }
+    augmentations = [name for name, strength in config.augment.items() if strength]
 
     def step(state: TrainState, hyper: Hyperparameters, seed, images, labels, positions) -> TrainState:
         model = make_model(config.model, hyper, num_classes, batch_axis)
@@ -116,15 +112,17 @@ def make_train_step(config: ConfigDict, num_classes: int, steps_per_epoch: int, 
         optimizer = make_optimizer(config, hyper, schedule)
 
         images = normalize(images)
-        if strengths:
+        if augmentations:
             keys = example_keys(seed, _AUGMENT, state.step, positions)
-            values = {name: hyper.get(key, config.augment[name]) for key, name in strengths.items()}
-            images = augment(keys, images, values)
+            images = augment(keys, images, {name: hyper[f"augment.{name}"] for name in augmentations})
         dropout_keys = example_keys(seed, _DROPOUT, state.step, positions)
 
         def loss_fn(params, batch_stats, images, labels, keys):
             logits, updates = model.apply(
-                {"params": params, "batch_stats": batch_stats}, images, dropout_keys=keys, mutable=["batch_stats"]
+                {"params": params, "batch_stats": batch_stats},
+                images,
+                dropout_keys=keys,
+                mutable=["batch_stats"],
             )
             losses = cross_entropy(logits, labels, hyper["optimizer.label_smoothing"])
             sums = Sums(losses.sum(), (logits.argmax(-1) == labels).sum(), jnp.int32(labels.size))
@@ -141,7 +139,8 @@ def make_train_step(config: ConfigDict, num_classes: int, steps_per_epoch: int, 
         if parts == 1:
             batch_stats, (grads, sums) = gradient(state.batch_stats, batch)
         else:
-            split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+            # Every so-manieth example makes a part: the same parts of the whole batch for any number of devices.
+            split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
             batch_stats, (grads, sums) = lax.scan(gradient, state.batch_stats, split)
             grads = jax.tree.map(lambda g: g.mean(0), grads)
             sums = jax.tree.map(lambda s: s.sum(0), sums)
@@ -162,7 +161,9 @@ def make_train_step(config: ConfigDict, num_classes: int, steps_per_epoch: int, 
 
 
 def cross_entropy(
-    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], label_smoothing: float | Float[Array, ""] = 0.0
+    logits: Float[Array, "batch classes"],
+    labels: Int[Array, " batch"],
+    label_smoothing: float | Float[Array, ""] = 0.0,
 ) -> Float[Array, " batch"]:
     """Cross-entropy in nats with smoothed labels (Szegedy et al. 2016)."""
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
@@ -170,10 +171,10 @@ def cross_entropy(
 
 
 def make_train_steps(config: ConfigDict, num_classes: int, steps_per_epoch: int, mesh: Mesh) -> Callable:
-    """Many steps as one compiled program: `(state, hyper, seed, images, labels, order, start, stop) -> (state, last)`.
+    """Many steps as one program: `(state, hyper, seed, images, labels, order, start, stop) -> (state, last)`.
 
-    Runs the batches `order[start:stop]` ([steps, batch] rows of `images`); `start` and `stop` are traced, so no count of
-    steps compiles anew. Images are the whole split, replicated ([examples, 28, 28], feed `device`), or one block of
+    Runs the batches `order[start:stop]` ([steps, batch] rows of `images`); `start` and `stop` are traced, so no number
+    of steps compiles anew. Images are the whole split, replicated ([examples, 28, 28], feed `device`), or one block of
     batches, split over devices ([steps, batch, 28, 28], feed `stream`, where `order` counts within a device's share).
     Stops after a step whose loss is not finite. `last` repeats the metrics, since the state will be donated.
     """
@@ -221,7 +222,7 @@ def split_batches(mesh: Mesh, images, labels, batch_size: int) -> tuple[Array, A
 
 
 def make_evaluate(model: CNN, mesh: Mesh) -> Callable:
-    """Whole-split evaluation: `(variables, images, labels) -> {"loss", "accuracy", "logits"}` of `split_batches`.
+    """Whole-split evaluation: `(variables, images, labels) -> ({"loss", "accuracy"}, logits)` of `split_batches`.
 
     Loss is the mean cross-entropy and accuracy the fraction correct over exactly the examples that are not padding.
     Logits are float32 [batches, batch, classes], padding included.
