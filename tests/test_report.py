@@ -1,8 +1,7 @@
 import base64
 import io
 import json
-import subprocess
-import sys
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from PIL import Image
 
 from mnist_flax import report
 from mnist_flax.cli import UserError
+from tests.commands import command
 
 NASTY = "<script>alert('x')</script>&amp;\"<img src=//evil.example/x>"
 FIGURES = {"learning_curves", "confusion_matrix", "filters", "mistakes", "reliability"}
@@ -194,7 +194,29 @@ def test_missing_or_binary_files_are_refused(tmp_path):
 
 
 def test_command_refuses_what_is_no_finished_run(tmp_path):
-    for arguments in ([], [str(tmp_path)], [str(tmp_path / "missing")], ["a", "b"]):
-        done = subprocess.run([sys.executable, "-m", "mnist_flax.report", *arguments], capture_output=True, text=True)
-        assert done.returncode == 2
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    make_run(tmp_path / "run")
+    for arguments in ([], ["a", "b"], [tmp_path / "missing"], [tmp_path], [tmp_path / "run"]):
+        error = command("mnist_flax.report", *arguments, status=2).stderr
+        assert error.startswith("error: ") and error.count("\n") == 1, error
+
+
+def test_command_draws_a_finished_run_again(tmp_path, digits_data_dir):
+    workdir = tmp_path / "run"
+    small = ("--config.model.channels=(4,)", "--config.model.dense=()", "--config.num_epochs=1")
+    place = (f"--config.data_dir={digits_data_dir}", f"--workdir={workdir}")
+    command("mnist_flax.main", "--config=configs/digits.py", *small, *place)
+    first = {path.name: path.read_bytes() for path in (workdir / "figures").iterdir()}
+    assert first.keys() == {f"{name}.png" for name in FIGURES}
+    shutil.rmtree(workdir / "figures")
+    (workdir / "report.html").unlink()
+
+    out = command("mnist_flax.report", workdir).stdout
+    assert out == f"written: {workdir / 'report.html'}\n"
+    for name, content in first.items():
+        assert (workdir / "figures" / name).read_bytes() == content, name
+    summary = json.loads((workdir / "summary.json").read_text())
+    page = Page((workdir / "report.html").read_text())
+    assert f"{100 * summary['test_accuracy']:.2f} % right on the digits test set" in page.text
+
+    (workdir / "summary.json").unlink()
+    assert "is not finished" in command("mnist_flax.report", workdir, status=2).stderr
