@@ -81,9 +81,7 @@ def test_warp_is_bilinear_interpolation(seed, height, width, whole):
     images = rng.random((3, height, width)).astype(np.float32)
     coordinates = rng.uniform(-3, 12, (3, 2, height, width)).astype(np.float32)
     coordinates = np.where(rng.random(coordinates.shape) < whole, np.round(coordinates), coordinates)
-    np.testing.assert_allclose(
-        jax.jit(aug.warp)(images, coordinates), reference_warp(images, coordinates), atol=1e-5
-    )
+    np.testing.assert_allclose(jax.jit(aug.warp)(images, coordinates), reference_warp(images, coordinates), atol=1e-5)
 
 
 def test_far_coordinates_are_background():
@@ -137,9 +135,7 @@ def test_signs_as_a_person_sees_them():
 
     def moved(rotation, shift, shear):
         matrix = aug.affine_matrix(rotation, shift, one, shear, (5, 5))
-        return np.argwhere(
-            np.asarray(aug.warp(image, aug.affine_coordinates(matrix, (5, 5))))[0] > 0.9
-        ).tolist()
+        return np.argwhere(np.asarray(aug.warp(image, aug.affine_coordinates(matrix, (5, 5))))[0] > 0.9).tolist()
 
     assert moved(90 * one, jnp.zeros((1, 2)), zero) == [[2, 4]]  # clockwise
     assert moved(zero, jnp.array([[3.0, -1.0]]), zero) == [[3, 1]]  # down and left
@@ -149,9 +145,7 @@ def test_signs_as_a_person_sees_them():
 def test_rotation_is_a_uniform_angle_about_the_centre():
     matrices = recovered_matrices(rotation=15.0)
     linear = matrices[:, :, :2]
-    np.testing.assert_allclose(
-        linear @ linear.transpose(0, 2, 1), np.broadcast_to(np.eye(2), (2_000, 2, 2)), atol=1e-4
-    )
+    np.testing.assert_allclose(linear @ linear.transpose(0, 2, 1), np.broadcast_to(np.eye(2), (2_000, 2, 2)), atol=1e-4)
     np.testing.assert_allclose(matrices[:, :, 2], 0, atol=1e-4)
     assert_uniform(np.rad2deg(np.arctan2(linear[:, 1, 0], linear[:, 0, 0])), 15.0)
 
@@ -179,10 +173,7 @@ def test_shear_moves_rows_sideways_by_a_uniform_tangent():
 
 
 def test_kinds_draw_independently_of_each_other():
-    alone = {
-        name: recovered_matrices(**{name: EVERYTHING[name]})
-        for name in ("rotation", "shift", "zoom", "shear")
-    }
+    alone = {name: recovered_matrices(**{name: EVERYTHING[name]}) for name in ("rotation", "shift", "zoom", "shear")}
     draws = [
         alone["rotation"][:, 1, 0],
         alone["shift"][:, 0, 2],
@@ -204,9 +195,7 @@ def test_gaussian_matrix_is_scipys_filter(sigma):
     noise = np.random.default_rng(0).normal(size=(23, 17))
     down, across = aug.gaussian_matrix(23, sigma), aug.gaussian_matrix(17, sigma)
     want = scipy.ndimage.gaussian_filter(noise, sigma, mode="constant", cval=0.0, truncate=12)
-    np.testing.assert_allclose(
-        np.asarray(down, np.float64) @ noise @ np.asarray(across, np.float64).T, want, atol=1e-6
-    )
+    np.testing.assert_allclose(np.asarray(down, np.float64) @ noise @ np.asarray(across, np.float64).T, want, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (13, 21)])
@@ -325,9 +314,7 @@ def test_an_example_does_not_depend_on_its_batch(digits):
 def test_populations_vary_the_strength(digits):
     """vmap and lax.map over members give what each member gives alone."""
     scale = jnp.array([0.0, 0.5, 1.0])
-    members = {
-        name: value * scale if name != "elastic_sigma" else 3.0 + scale for name, value in EVERYTHING.items()
-    }
+    members = {name: value * scale if name != "elastic_sigma" else 3.0 + scale for name, value in EVERYTHING.items()}
     keys = keys_of(64)
     batched = jax.jit(jax.vmap(aug.augment, (None, None, 0)))(keys, digits, members)
     mapped = jax.jit(lambda k, x, m: lax.map(lambda one: aug.augment(k, x, one), m))(keys, digits, members)

@@ -20,9 +20,7 @@ def make(n: int, seed: int = 0, scale: float = 3.0, skill: float = 4.0, classes:
     return logits.astype(np.float32), labels
 
 
-cases = st.builds(
-    make, st.integers(1, 300), st.integers(0, 10**6), st.sampled_from([0.1, 3.0, 50.0]), st.floats(-3, 9)
-)
+cases = st.builds(make, st.integers(1, 300), st.integers(0, 10**6), st.sampled_from([0.1, 3.0, 50.0]), st.floats(-3, 9))
 
 
 @settings(max_examples=60, deadline=None)
@@ -40,8 +38,7 @@ def test_agrees_with_scikit_learn(case):
         labels, predictions, labels=range(10), zero_division=np.nan
     )
     nan_if_none = [
-        [np.nan if row[name] is None else row[name] for row in result["per_class"]]
-        for name in ("precision", "recall")
+        [np.nan if row[name] is None else row[name] for row in result["per_class"]] for name in ("precision", "recall")
     ]
     np.testing.assert_allclose(nan_if_none, [precision, recall])
     assert [row["examples"] for row in result["per_class"]] == support.tolist()
@@ -52,12 +49,8 @@ def test_agrees_with_scikit_learn(case):
 @given(cases)
 def test_likelihood_is_scipys(case):
     logits, labels = case
-    want = -scipy.special.log_softmax(logits.astype(np.float64), axis=1)[
-        np.arange(len(labels)), labels
-    ].mean()
-    assert metrics.evaluate_logits(logits, labels)["negative_log_likelihood"] == pytest.approx(
-        want, rel=1e-12
-    )
+    want = -scipy.special.log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean()
+    assert metrics.evaluate_logits(logits, labels)["negative_log_likelihood"] == pytest.approx(want, rel=1e-12)
 
 
 def test_likelihood_of_huge_logits_is_finite_and_exact():
@@ -105,18 +98,12 @@ def test_calibration_error_is_the_definition(case):
 def test_calibration_error_of_known_cases():
     labels = np.zeros(1_000, np.int64)
     certain = np.tile(np.array([[100.0, 0.0]], np.float32), (1_000, 1))
-    assert metrics.evaluate_logits(certain, labels)["expected_calibration_error"] == pytest.approx(
-        0, abs=1e-9
-    )
-    assert metrics.evaluate_logits(certain, labels + 1)["expected_calibration_error"] == pytest.approx(
-        1, abs=1e-9
-    )
+    assert metrics.evaluate_logits(certain, labels)["expected_calibration_error"] == pytest.approx(0, abs=1e-9)
+    assert metrics.evaluate_logits(certain, labels + 1)["expected_calibration_error"] == pytest.approx(1, abs=1e-9)
     # Said 0.9, right in 700 of 1,000: off by 0.2.
     ninety = np.tile(np.log(np.array([[0.9, 0.1]], np.float32)), (1_000, 1))
     labels[:300] = 1
-    assert metrics.evaluate_logits(ninety, labels)["expected_calibration_error"] == pytest.approx(
-        0.2, abs=1e-6
-    )
+    assert metrics.evaluate_logits(ninety, labels)["expected_calibration_error"] == pytest.approx(0.2, abs=1e-6)
 
 
 def test_scaling_logits_leaves_accuracy_and_moves_calibration():
