@@ -56,8 +56,9 @@ class Splits(NamedTuple):
 def load(config: ConfigDict) -> Splits:
     """Returns the splits that a config asks for, preparing and decoding the dataset if that was not yet done.
 
-    Validation examples are taken off the dataset's train split in proportion to its classes, then
-    `train_examples` (all that are left when None) off the rest likewise; both keep the dataset's order.
+    Validation examples are taken off the dataset's train split in proportion to its classes (None is a
+    twelfth: 5,000 of MNIST's), then `train_examples` (None is all) off the rest likewise; both keep the
+    dataset's order.
 
     Args:
       config: `dataset`, `data_dir`, `archive_dir`, `validation_examples`, `train_examples`, `batch_size`.
@@ -67,10 +68,12 @@ def load(config: ConfigDict) -> Splits:
     """
     decoded = _decoded(config.dataset, prepare.prepare(config.dataset, config.data_dir, config.archive_dir))
     labels = decoded["train"].labels
-    held_out, total = config.validation_examples, len(labels)
+    total = len(labels)
+    held_out = total // 12 if config.validation_examples is None else config.validation_examples
     if not 0 <= held_out < total:
         raise UserError(
-            f"validation_examples={held_out} does not fit: {config.dataset} has {total:,} to split"
+            f"validation_examples={held_out} does not fit: {config.dataset} has {total:,} training examples "
+            "to take them from; choose fewer with --config.validation_examples="
         )
     validation = stratified(labels, held_out)
     train_indices = np.setdiff1d(np.arange(total, dtype=np.int32), validation)
