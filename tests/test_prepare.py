@@ -365,6 +365,12 @@ SHARD = "mnist-train.array_record-00000-of-00001"
         (lambda d: shutil.copy(d / SHARD.replace("train", "test"), d / SHARD), f"{SHARD} is damaged"),
         (lambda d: cut_file(d / "dataset_info.json", 50), "dataset_info.json is damaged"),
         (lambda d: (d / "dataset_info.json").write_text("[]"), "dataset_info.json is damaged"),
+        (
+            lambda d: (d / "dataset_info.json").write_text(
+                '{"name": "mnist", "fileFormat": "array_record", "splits": [{}]}'
+            ),
+            "dataset_info.json is damaged",
+        ),
         (lambda d: (d / "dataset_info.json").unlink(), "has no dataset_info.json"),
     ],
 )
