@@ -113,11 +113,17 @@ def check_shards(directory: Path) -> None:
     from array_record.python.array_record_module import ArrayRecordReader
 
     info = _read_info(directory)
-    for split in info["splits"]:
-        lengths = [int(length) for length in split["shardLengths"]]
+    try:
+        splits = {
+            split["name"]: [int(length) for length in split["shardLengths"]] for split in info["splits"]
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        message = f"{directory / 'dataset_info.json'} is damaged: delete {directory} and run again"
+        raise UserError(message) from error
+    for split, lengths in splits.items():
         for shard, length in enumerate(lengths):
             suffix = f"array_record-{shard:05d}-of-{len(lengths):05d}"
-            path = directory / f"{info['name']}-{split['name']}.{suffix}"
+            path = directory / f"{info['name']}-{split}.{suffix}"
             if not path.is_file():
                 raise UserError(f"{path} is missing: delete {directory} and run again")
             try:

@@ -18,7 +18,7 @@ ROOT = os.path.dirname(os.path.dirname(__file__))
 
 
 def config_for(data_dir, /, **changes) -> ConfigDict:
-    config = default.get_config()
+    config = ConfigDict(default.get_config().to_dict(), type_safe=False)
     config.update({"dataset": "digits", "validation_examples": 143, "data_dir": str(data_dir), **changes})
     return config
 
@@ -115,6 +115,10 @@ def test_splits_divide_the_training_set(digits_data_dir):
     assert np.abs(counts - np.bincount(whole.train.labels) / 10).max() <= 1
     # Held-out examples are spread over the set, not a run of neighbours.
     assert np.diff(held_out).max() < 100
+
+
+def test_validation_defaults_to_a_twelfth(digits_data_dir):
+    assert len(data.load(config_for(digits_data_dir, validation_examples=None)).validation.labels) == 119
 
 
 def test_splits_do_not_depend_on_seed_batch_size_or_feed(digits_data_dir):
