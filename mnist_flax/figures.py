@@ -295,8 +295,9 @@ def figure_reliability(bins: Mapping[str, np.ndarray]) -> Figure:
     )
     diagram.set_ylim(0, 1.02)
     diagram.set_ylabel("accuracy")
-    diagram.set_title(f"Expected calibration error {100 * metrics.calibration_error(dict(bins)):.2f} %")
-    diagram.legend(loc="upper left", frameon=False)
+    diagram.set_title(f"Expected calibration error {100 * metrics.calibration_error(dict(bins)):.2f} %", pad=28)
+    # Above the diagram: bars may stand anywhere in it.
+    diagram.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, fontsize=9.5, frameon=False)
     histogram.bar(centre, count, width, color=GREY)
     histogram.set_yscale("log")
     histogram.set_ylim(0.7, count.max() * 6)
