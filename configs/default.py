@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config.dataset = "mnist"  # mnist, fashion_mnist, kmnist or digits
     config.data_dir = placeholder(str)  # where TFDS keeps datasets; default: TFDS_DATA_DIR or TFDS's own
     config.archive_dir = placeholder(str)  # directory of the four original IDX archives, instead of a download
-    config.validation_examples = 5_000  # held out of the training split, stratified; 0 trains on everything
+    config.validation_examples = placeholder(int)  # held out, stratified; 0 is none, unset a twelfth (5,000 of 60,000)
     config.train_examples = placeholder(int)  # train on a stratified subset of this size
     config.feed = "device"  # device: data lives on the accelerator; stream: Grain reads it from disk
 

@@ -11,7 +11,6 @@ from configs import default
 def get_config() -> ConfigDict:
     config = default.get_config()
     config.dataset = "digits"
-    config.validation_examples = 137
     config.num_epochs = 30
     config.batch_size = 32
     return config

@@ -16,9 +16,6 @@ from orbax.checkpoint import v1 as ocp
 
 from mnist_flax.cli import RunError
 
-# Orbax logs its failures with tracebacks; they reach us as exceptions too, and become one line.
-logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
-
 
 class Checkpoints:
     """The checkpoints under one directory, by step.

@@ -1,8 +1,10 @@
 """What every command shares: how a user's mistake is reported, and which status a command ends with."""
 
 import errno
+import logging as std_logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import app, flags, logging
 
@@ -21,13 +23,16 @@ class RunError(RuntimeError):
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses absl flags; any complaint becomes a UserError (absl's own exit status would be 1)."""
     try:
-        arguments = flags.FLAGS(list(argv))
-        if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)
-        return arguments
+        return flags.FLAGS(list(argv))
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         message = str(error.args[0] if error.args else error)
         raise UserError(" ".join(message.split())) from error
+
+
+def _is_worth_showing(record: std_logging.LogRecord) -> bool:
+    """Our own log lines and others' warnings; Orbax logs failures that reach us as exceptions too."""
+    ours = Path(record.pathname).is_relative_to(Path(__file__).parent)
+    return ours or (record.levelno >= std_logging.WARNING and "orbax" not in record.pathname)
 
 
 def _exit_on_user_error(function: Callable[[list[str]], int | None], argv: list[str]) -> int:
@@ -52,6 +57,9 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     1 with one line after a `RunError` and with
     a traceback after anything else.
     """
+
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_logger().addFilter(_is_worth_showing)
 
     def parse(arguments: Sequence[str]) -> list[str]:
         try:

@@ -62,7 +62,7 @@ _RANGES = {
     "patience": (0, None),
     "checkpoint.keep": (1, None),
 }
-_OPTIONAL = {"data_dir": str, "archive_dir": str, "train_examples": int}  # may be None
+_OPTIONAL = {"data_dir": str, "archive_dir": str, "validation_examples": int, "train_examples": int}  # may be None
 # Lowest and highest entry of the tuples that hold one entry a convolutional layer.
 _PER_LAYER = {"kernel_sizes": (1, 7), "strides": (1, 2), "pool_sizes": (1, 4)}
 
@@ -135,7 +135,7 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.{key}={values[key]!r} is unknown: use one of {', '.join(choices)}")
     for key, (low, high) in _RANGES.items():
         value = values[key]
-        if value is not None and not (value >= low and (high is None or value <= high)):  # refuses NaN too
+        if value is not None and not low <= value <= (sys.float_info.max if high is None else high):  # nor NaN
             span = f"at least {low}" if high is None else f"from {low} to {high}"
             raise UserError(f"config.{key}={value} is out of range: use a number {span}")
     _check_model(config.model)

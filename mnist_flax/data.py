@@ -99,9 +99,7 @@ def load(config: ConfigDict) -> Splits:
             )
         train_indices = train_indices[stratified(labels[train_indices], config.train_examples)]
     if len(train_indices) < config.batch_size:
-        raise UserError(
-            f"batch_size={config.batch_size} is larger than the {len(train_indices):,} training examples"
-        )
+        raise UserError(f"batch_size={config.batch_size} is larger than the {len(train_indices):,} training examples")
     train = Split(*(array[train_indices] for array in decoded["train"]))
     held = Split(*(array[validation] for array in decoded["train"]))
     return Splits(train, held, decoded["test"], train_indices)
@@ -119,9 +117,7 @@ def stratified(labels: Int32[np.ndarray, " n"], count: int) -> Int32[np.ndarray,
     return np.sort(np.concatenate([*chosen, np.zeros(0, np.int32)])).astype(np.int32)
 
 
-def epoch_order(
-    seed: int, epoch: int, num_examples: int, batch_size: int
-) -> Int32[np.ndarray, "steps batch"]:
+def epoch_order(seed: int, epoch: int, num_examples: int, batch_size: int) -> Int32[np.ndarray, "steps batch"]:
     """Positions of the examples in each batch of an epoch, less those at its end that do not fill a batch.
 
     A permutation drawn with Philox (Salmon et al. 2011) under the key (seed, epoch): the same everywhere.
@@ -256,10 +252,7 @@ def _read_cache(path: Path, fingerprint: str) -> dict[str, Split] | None:
         with np.load(path) as arrays:  # zip's checksums of each array are checked in reading
             if arrays["fingerprint"].item() != fingerprint:
                 return None
-            return {
-                split: Split(arrays[f"{split}_images"], arrays[f"{split}_labels"])
-                for split in ("train", "test")
-            }
+            return {split: Split(arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in ("train", "test")}
     except (OSError, EOFError, KeyError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error):
         return None  # absent or damaged: decoded again
 

@@ -68,9 +68,7 @@ def read(
     return splits
 
 
-def _read_archive(
-    path: Path, shape: tuple[int, ...], content_sum: str | None, archive_sum: str | None
-) -> np.ndarray:
+def _read_archive(path: Path, shape: tuple[int, ...], content_sum: str | None, archive_sum: str | None) -> np.ndarray:
     content = decompress(path, _header_bytes(shape) + math.prod(shape))
     array = parse(content, shape)
     if len(shape) == 1 and array.max(initial=0) >= NUM_CLASSES:
@@ -120,9 +118,7 @@ def parse(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
         found, expected = (" x ".join(map(str, numbers)) for numbers in (sizes, shape))
         raise ValueError(f"holds {found} {kinds[len(shape)]} where {expected} are expected")
     if len(content) != header + math.prod(shape):
-        raise ValueError(
-            f"holds {'less' if len(content) < header + math.prod(shape) else 'more'} data than it says"
-        )
+        raise ValueError(f"holds {'less' if len(content) < header + math.prod(shape) else 'more'} data than it says")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 

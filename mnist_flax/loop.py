@@ -78,7 +78,7 @@ def fit(
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
     feed = make_feed(config, splits, mesh, step)
     validation = None
-    if config.validation_examples:
+    if len(splits.validation.labels):
         validation = train.split_batches(mesh, *splits.validation, config.eval_batch_size)
 
     limit = 8

@@ -114,9 +114,7 @@ def check_shards(directory: Path) -> None:
 
     info = _read_info(directory)
     try:
-        splits = {
-            split["name"]: [int(length) for length in split["shardLengths"]] for split in info["splits"]
-        }
+        splits = {split["name"]: [int(length) for length in split["shardLengths"]] for split in info["splits"]}
     except (KeyError, TypeError, ValueError) as error:
         message = f"{directory / 'dataset_info.json'} is damaged: delete {directory} and run again"
         raise UserError(message) from error
@@ -362,9 +360,7 @@ def digits() -> dict[str, tuple[UInt8[np.ndarray, "n 28 28"], UInt8[np.ndarray, 
 
     data = load_digits()
     small = (data.images * 255 / 16).round().astype(np.uint8)
-    scaled = [
-        np.asarray(Image.fromarray(image).resize((20, 20), Image.Resampling.BICUBIC)) for image in small
-    ]
+    scaled = [np.asarray(Image.fromarray(image).resize((20, 20), Image.Resampling.BICUBIC)) for image in small]
     images = np.stack([_centred(digit) for digit in scaled])
     labels = data.target.astype(np.uint8)
     rank = np.zeros(len(labels), int)  # among the examples of its class

@@ -8,7 +8,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from numpy.typing import ArrayLike
 
-from mnist_flax import cli, figures, metrics
+from mnist_flax import cli, figures, metrics, run
+from mnist_flax import config as config_lib
 
 CAPTIONS = {
     "learning_curves": "How training went. Training values are means over each epoch with dropout and augmentation "
@@ -50,7 +51,7 @@ def write(
     Raises:
       UserError: the directory's metrics.jsonl or config.json cannot be read.
     """
-    records, recorded = read_records(directory / "metrics.jsonl"), read_json(directory / "config.json")
+    records, recorded = read_records(directory / "metrics.jsonl"), run.read_json(directory / "config.json")
     scores = metrics.evaluate_logits(logits, labels)
     drawn = {
         "learning_curves": figures.figure_learning_curves(records),
@@ -96,21 +97,6 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-      UserError: there is none.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise cli.UserError(f"{path} cannot be read ({error}): name the directory of a finished run") from error
-    if not isinstance(value, dict):
-        raise cli.UserError(f"{path} is damaged: restore the file, or train anew")
-    return value
-
-
 def page(
     name: str,
     summary: Mapping[str, Any],
@@ -135,7 +121,7 @@ def page(
         (class_names[row["class"]], f"{row['examples']:,}", percent(row["precision"]), percent(row["recall"]))
         for row in scores["per_class"]
     ]
-    settings = [(key.removeprefix("config."), plain(value)) for key, value in flat(recorded)]
+    settings = [(key.removeprefix("config."), plain(value)) for key, value in config_lib.flatten(recorded).items()]
     figure_blocks = (
         f'<figure id="{name}"><img src="data:image/png;base64,{base64.b64encode(picture).decode()}" '
         f'alt="{escape(CAPTIONS[name])}"><figcaption>{escape(CAPTIONS[name])}</figcaption></figure>'
@@ -201,15 +187,6 @@ def plain(value: Any) -> str:
     return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
-def flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Fields of nested objects under dotted names."""
-    for key, value in fields.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 CSS = """
 :root { color: #1d2024; background: #f3f4f6; font: 16px/1.5 system-ui, sans-serif; }
 body { margin: 0 auto; padding: 1.5rem 1rem; max-width: 76rem; }
@@ -254,13 +231,13 @@ thead th { border: 0; color: #4a4f57; font-weight: 500; }
 def main(argv: list[str]) -> None:
     if len(argv) != 2:
         raise cli.UserError("name one run directory: python -m mnist_flax.report RUN")
-    from mnist_flax import data, devices, evaluate, model, run
+    from mnist_flax import data, devices, evaluate, model
 
     directory = Path(argv[1])
     run.read_config(directory)
     if not (directory / "summary.json").exists():
         raise cli.UserError(f"{directory} is not finished: run its training command again, then this one")
-    summary = read_json(directory / "summary.json")
+    summary = run.read_json(directory / "summary.json")
     trained = run.load_run(directory)
     test = data.load(trained.config).test
     devices.keep_compiled_programs()

@@ -50,7 +50,7 @@ def new_directory(config_name: str, root: Path = Path("runs")) -> Path:
 def read_summary(directory: Path) -> dict | None:
     """The summary of a finished run, or None."""
     path = directory / "summary.json"
-    return _read_json(path) if path.exists() else None
+    return read_json(path) if path.exists() else None
 
 
 def check_directory(directory: Path, config: ConfigDict) -> None:
@@ -115,7 +115,7 @@ def read_config(directory: Path) -> ConfigDict:
     path = directory / "config.json"
     if not path.exists():
         raise UserError(f"{directory} is no run directory: it has no config.json")
-    recorded = _read_json(path)
+    recorded = read_json(path)
     fields = recorded.get("config") if isinstance(recorded, dict) else None
     if not isinstance(fields, dict):
         raise UserError(f"{path} does not describe a run: restore it, or train anew in another directory")
@@ -198,7 +198,12 @@ def _write_atomically(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """A JSON file's content.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
     try:
         return json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, ValueError) as error:

@@ -62,6 +62,6 @@ def records(workdir: Path) -> list[dict]:
 def final_state(workdir: Path) -> list[tuple[str, bytes]]:
     """Everything that training carries, bit for bit, from the last checkpoint."""
     steps = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
-    state = ocp.load(workdir / "checkpoints" / str(max(steps)) )
+    state = ocp.load(workdir / "checkpoints" / str(max(steps)))
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     return [(jax.tree_util.keystr(path), np.asarray(leaf).tobytes()) for path, leaf in leaves]

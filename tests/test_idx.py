@@ -28,9 +28,7 @@ def archives(tmp_path, monkeypatch):
     monkeypatch.setattr(idx, "SPLIT_SIZES", {"train": 20, "test": 10})
     arrays = {}
     for split, files in idx.ARCHIVES.items():
-        for file, shape in zip(
-            files, [(idx.SPLIT_SIZES[split], 28, 28), (idx.SPLIT_SIZES[split],)], strict=True
-        ):
+        for file, shape in zip(files, [(idx.SPLIT_SIZES[split], 28, 28), (idx.SPLIT_SIZES[split],)], strict=True):
             arrays[file] = filled(shape)
             (tmp_path / file).write_bytes(gzip.compress(encoded(arrays[file])))
     sums = {file: hashlib.sha256(encoded(array)).hexdigest() for file, array in arrays.items()}

@@ -204,7 +204,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(small, tmp_path):
     arguments = (
         *small,
         "--config.optimizer.name=sgd",
-        "--config.optimizer.learning_rate=1e30",
+        "--config.optimizer.learning_rate=3e38",
         "--config.optimizer.warmup_epochs=0.0",
     )
     ended = command("mnist_flax.main", *arguments, f"--workdir={workdir}", status=1)

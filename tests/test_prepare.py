@@ -34,9 +34,7 @@ def holds(place: prepare.Place) -> dict[str, list[bytes]]:
     name = place.directory.parent.name
     source = tfds.data_source(name, data_dir=place.directory.parent.parent)
     return {
-        split: sorted(
-            e["image"].tobytes() + bytes([e["label"]]) for e in source[split].__getitems__(positions)
-        )
+        split: sorted(e["image"].tobytes() + bytes([e["label"]]) for e in source[split].__getitems__(positions))
         for split in source
         for positions in [list(range(len(source[split])))]
     }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_flax import report
+from mnist_flax import report, run
 from mnist_flax.cli import UserError
 from tests.commands import command
 
@@ -187,10 +187,10 @@ def test_missing_or_binary_files_are_refused(tmp_path):
         report.read_records(tmp_path / "metrics.jsonl")
     (tmp_path / "config.json").write_bytes(b"\xff\x00")
     with pytest.raises(UserError, match="cannot be read"):
-        report.read_json(tmp_path / "config.json")
+        run.read_json(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(UserError, match="is damaged"):
-        report.read_json(tmp_path / "config.json")
+    with pytest.raises(UserError, match="does not describe a run"):
+        run.read_config(tmp_path)
 
 
 def test_command_refuses_what_is_no_finished_run(tmp_path):
