@@ -1,6 +1,6 @@
 """The reference recipe: a classic CNN on MNIST.
 
-    python -m mnist_flax.main --config=configs/default.py
+python -m mnist_flax.main --config=configs/default.py
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config.dataset = "mnist"  # mnist, fashion_mnist, kmnist or digits
     config.data_dir = placeholder(str)  # where TFDS keeps datasets; default: TFDS_DATA_DIR or TFDS's own
     config.archive_dir = placeholder(str)  # directory of the four original IDX archives, instead of a download
-    config.validation_examples = 5_000  # held out of the training split, stratified; 0 trains on everything
+    config.validation_examples = placeholder(int)  # held out, stratified; 0 is none, unset a twelfth (5,000 of 60,000)
     config.train_examples = placeholder(int)  # train on a stratified subset of this size
     config.feed = "device"  # device: data lives on the accelerator; stream: Grain reads it from disk
 
@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     config.model.padding = "SAME"  # SAME or VALID
     config.model.pooling = "max"  # max or avg
     config.model.batch_norm = False  # after each convolution, before the ReLU
+    config.model.batch_norm_momentum = 0.9  # of the running mean and variance
     config.model.logits_batch_norm = False  # on the logits (An et al. 2020)
     config.model.conv_dropout_rate = 0.0  # after each convolutional layer
     config.model.head = "flatten"  # flatten or average (global average pooling)
@@ -51,7 +52,7 @@ def get_config() -> ConfigDict:
     config.optimizer.nesterov = True  # sgd
     config.optimizer.weight_decay = 0.0  # decoupled (L2 for adam and sgd); never on biases and norms
     config.optimizer.clip_norm = 0.0  # largest global norm of the gradient; 0 is no clipping
-    config.optimizer.accumulate_steps = 1  # gradients averaged over this many batches before an update
+    config.optimizer.accumulate_steps = 1  # each batch goes through the model in this many equal parts
     config.optimizer.ema_decay = 0.0  # exponential moving average of the parameters, which evaluation uses; 0 is none
     config.optimizer.label_smoothing = 0.0
 
@@ -63,7 +64,7 @@ def get_config() -> ConfigDict:
     config.augment.shear = 0.0  # tangent of the shear angle, uniform in +-shear
     config.augment.elastic_alpha = 0.0  # pixels of displacement before smoothing (Simard et al. 2003)
     config.augment.elastic_sigma = 4.0  # pixels, width of the smoothing
-    config.augment.cutout = 0  # pixels, side of a square set to the background (DeVries and Taylor 2017)
+    config.augment.cutout = 0.0  # pixels, side of a square set to the background (DeVries and Taylor 2017)
 
     # Training
     config.num_epochs = 15
@@ -72,9 +73,8 @@ def get_config() -> ConfigDict:
     config.target_accuracy = 0.0  # stop once validation accuracy reaches it; 0 is never
     config.patience = 0  # stop after this many epochs without a better validation accuracy; 0 is never
 
-    # Checkpoints
+    # Checkpoints, one an epoch
     config.checkpoint = ConfigDict()
-    config.checkpoint.every_epochs = 1
     config.checkpoint.keep = 2  # latest ones kept, besides the best on validation
     config.checkpoint.select = "last"  # the model that is tested and used: last or best
     return config

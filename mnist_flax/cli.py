@@ -1,13 +1,23 @@
 """What every command shares: how a user's mistake is reported, and which status a command ends with."""
 
+import errno
+import logging as std_logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import app, flags, logging
+
+# Failures of storage, which can come up wherever a file is written: one line says all there is to say.
+_STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES}
 
 
 class UserError(ValueError):
     """Something the user can put right: its message is one line that says what is wrong and what to do."""
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on through no mistake in the command: one line that says why, and what to do."""
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
@@ -19,6 +29,12 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         raise UserError(" ".join(message.split())) from error
 
 
+def _is_worth_showing(record: std_logging.LogRecord) -> bool:
+    """Our own log lines and others' warnings; Orbax logs failures that reach us as exceptions too."""
+    ours = Path(record.pathname).is_relative_to(Path(__file__).parent)
+    return ours or (record.levelno >= std_logging.WARNING and "orbax" not in record.pathname)
+
+
 def _exit_on_user_error(function: Callable[[list[str]], int | None], argv: list[str]) -> int:
     try:
         return function(argv) or 0
@@ -26,14 +42,24 @@ def _exit_on_user_error(function: Callable[[list[str]], int | None], argv: list[
         logging.flush()
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (RunError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _STORAGE_ERRORS:
+            raise
+        logging.flush()
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> None:
     """Runs `main(argv)` as a command and ends the process.
 
     Exit status: what `main` returns (None is 0), 2 with one line on standard error after a `UserError`,
-    1 with a traceback after anything else.
+    1 with one line after a `RunError` and with
+    a traceback after anything else.
     """
+
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_logger().addFilter(_is_worth_showing)
 
     def parse(arguments: Sequence[str]) -> list[str]:
         try:

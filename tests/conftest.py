@@ -8,8 +8,33 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def mnist_archives() -> Path:
-    """The four original MNIST archives, or a skip: MNIST_ARCHIVES says where, else shared/data/mnist beside the repo."""
+    """The four original MNIST archives, or a skip; MNIST_ARCHIVES, or shared/data/mnist beside the repo."""
     directory = Path(os.environ.get("MNIST_ARCHIVES", ROOT.parent / "shared" / "data" / "mnist"))
     if not (directory / "train-images-idx3-ubyte.gz").exists():
         pytest.skip("real MNIST archives are not at hand: set MNIST_ARCHIVES to their directory")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def mnist_data_dir(request, tmp_path_factory) -> Path:
+    """A data_dir with the real MNIST prepared: MNIST_DATA_DIR, else prepared once for all test processes."""
+    from mnist_flax.prepare import prepare
+
+    if given := os.environ.get("MNIST_DATA_DIR"):
+        prepare("mnist", given, str(request.getfixturevalue("mnist_archives")))
+        return Path(given)
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "mnist_data"
+    prepare("mnist", str(directory), str(request.getfixturevalue("mnist_archives")))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def digits_data_dir(tmp_path_factory) -> Path:
+    """A data_dir with `digits` prepared, once for all test processes."""
+    from mnist_flax.prepare import prepare
+
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "digits_data"
+    prepare("digits", str(directory))
     return directory

@@ -1,0 +1,156 @@
+"""Checkpoints of a run: saved in the background, latest and best kept; the only file that knows Orbax's API."""
+
+import contextlib
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from orbax.checkpoint import v1 as ocp
+
+from mnist_flax.cli import RunError
+
+
+class Checkpoints:
+    """The checkpoints under one directory, by step.
+
+    A checkpoint holds a state (any pytree of arrays) and `extra`, a JSON object. The `keep` latest are kept and the one
+    with the best validation accuracy. A digest of the state goes with it, so that damage is found when it is read.
+    """
+
+    def __init__(self, directory: Path, keep: int):
+        self._directory = directory.absolute()  # Orbax wants it so
+        self._pending: ocp.AsyncResponse | None = None
+        self._keep = keep
+        self._orbax = ocp.training.Checkpointer(
+            self._directory,
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=self,
+            cleanup_tmp_directories=True,  # what a killed process left half written
+        )
+        self._scores = _scores(self._orbax)
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Orbax's protocol: which of the checkpoints stay."""
+        best = max(self._scores, key=lambda step: (self._scores[step], step), default=None)
+        latest = {checkpoint.step for checkpoint in checkpoints[-self._keep :]}
+        return [checkpoint.step in latest or checkpoint.step == best for checkpoint in checkpoints]
+
+    def save(self, step: int, state: Any, extra: dict, accuracy: float | None) -> None:
+        """Starts saving in the background, after the save before it has ended.
+
+        `accuracy` on validation data ranks the checkpoint; NaN ranks last, and None not at all.
+
+        Raises:
+          RunError: the save before this one failed (a full disk, say).
+        """
+        self.wait()
+        if accuracy is not None:
+            accuracy = -1.0 if math.isnan(accuracy) else accuracy
+            self._scores[step] = accuracy
+        self._pending = self._orbax.save_async(
+            step,
+            state,
+            overwrite=True,  # a step is saved anew after a fall-back to an earlier one
+            custom_metadata={"extra": extra, "accuracy": accuracy, "digest": _digest(state, extra)},
+        )
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk.
+
+        Raises:
+          RunError: it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            try:
+                pending.result()
+            except Exception as error:
+                reason = " ".join(str(error).split())[:300]
+                raise RunError(
+                    f"a checkpoint could not be written to {self._directory} ({reason}): "
+                    "put that right and run the same command again, it goes on from the checkpoint before"
+                ) from error
+
+    def restore_latest(self, abstract_state: Any) -> tuple[Any, dict] | None:
+        """The newest undamaged checkpoint as (state, extra), or None; warns of damaged ones and removes them.
+
+        Raises:
+          RunError: there are checkpoints, and none can be read.
+        """
+        checkpoints = list(self._orbax.checkpoints)
+        for checkpoint in reversed(checkpoints):
+            try:
+                return _load(self._orbax, checkpoint.step, abstract_state)
+            except Exception as error:
+                reason = " ".join(str(error).split())[:200]
+                logging.warning("Checkpoint %d is damaged, falling back to the one before: %s", checkpoint.step, reason)
+        if checkpoints:
+            raise RunError(f"no checkpoint in {self._directory} can be read: remove the run directory to start anew")
+        return None
+
+    def remove_after(self, step: int) -> None:
+        """Removes checkpoints later than `step`, which a fall-back found damaged."""
+        for checkpoint in self._orbax.checkpoints:
+            if checkpoint.step > step:
+                self._scores.pop(checkpoint.step, None)
+                shutil.rmtree(self._directory / str(checkpoint.step), ignore_errors=True)
+        self._orbax.reload()
+
+    def close(self) -> None:
+        self.wait()
+        self._orbax.close()
+
+
+def load(directory: Path, which: str, abstract_state: Any) -> tuple[Any, dict]:
+    """The `last` or the `best` checkpoint under `directory` as (state, extra), for reading only.
+
+    Raises:
+      RunError: there is none, or it is damaged.
+    """
+    with ocp.training.Checkpointer(directory.absolute()) as orbax:
+        steps = [checkpoint.step for checkpoint in orbax.checkpoints]
+        if not steps:
+            raise RunError(f"no checkpoint in {directory}: has the run finished its first epoch?")
+        scores = _scores(orbax) if which == "best" else {}
+        step = max(scores, key=lambda step: (scores[step], step)) if scores else max(steps)
+        try:
+            return _load(orbax, step, abstract_state)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(f"checkpoint {step} in {directory} cannot be read: {reason}") from error
+
+
+def _load(orbax: ocp.training.Checkpointer, step: int, abstract_state: Any) -> tuple[Any, dict]:
+    state = orbax.load(step, abstract_state)
+    metadata = orbax.metadata(step).custom_metadata
+    if metadata["digest"] != _digest(state, metadata["extra"]):
+        raise ValueError("its content is not what was saved")
+    return state, metadata["extra"]
+
+
+def _scores(orbax: ocp.training.Checkpointer) -> dict[int, float]:
+    """Validation accuracy of each checkpoint that has one and can be read."""
+    scores = {}
+    for checkpoint in orbax.checkpoints:
+        with contextlib.suppress(Exception):  # damaged: it cannot be the best
+            accuracy = orbax.metadata(checkpoint.step).custom_metadata["accuracy"]
+            if isinstance(accuracy, int | float):
+                scores[checkpoint.step] = float(accuracy)
+    return scores
+
+
+def _digest(state: Any, extra: dict) -> str:
+    """BLAKE2 of every array with its place in the tree, and of the rest; Orbax would not notice a flipped bit."""
+    digest = hashlib.blake2b(json.dumps(extra, sort_keys=True).encode(), digest_size=16)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -1,0 +1,228 @@
+"""Finding, loading and checking configs: every mistake is found here, before any work starts."""
+
+import difflib
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from mnist_flax.cli import UserError
+
+_PACKAGE = Path(__file__).resolve().parent
+# An installed package carries the recipes inside; a clone has them beside the package.
+RECIPES = next(d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if (d / "default.py").exists())
+
+_CHOICES = {
+    "dataset": ("mnist", "fashion_mnist", "kmnist", "digits"),
+    "feed": ("device", "stream"),
+    "model.padding": ("SAME", "VALID"),
+    "model.pooling": ("max", "avg"),
+    "model.head": ("flatten", "average"),
+    "model.compute_dtype": ("auto", "float32", "bfloat16"),
+    "model.conv": ("auto", "matmul", "lax"),
+    "optimizer.name": ("adam", "adamw", "sgd", "lion"),
+    "optimizer.schedule": ("constant", "exponential", "cosine", "one_cycle"),
+    "checkpoint.select": ("last", "best"),
+}
+# Lowest and highest value allowed, both included.
+_RANGES = {
+    "seed": (0, 2**31 - 1),
+    "validation_examples": (0, None),
+    "train_examples": (1, None),
+    "model.batch_norm_momentum": (0.0, 1.0),
+    "model.conv_dropout_rate": (0.0, 0.99),
+    "model.dropout_rate": (0.0, 0.99),
+    "optimizer.learning_rate": (0.0, None),
+    "optimizer.warmup_epochs": (0.0, None),
+    "optimizer.decay_rate": (1e-6, 1.0),
+    "optimizer.final_scale": (0.0, 1.0),
+    "optimizer.b1": (0.0, 0.999999),
+    "optimizer.b2": (0.0, 0.999999),
+    "optimizer.eps": (0.0, None),
+    "optimizer.momentum": (0.0, 0.999999),
+    "optimizer.weight_decay": (0.0, None),
+    "optimizer.clip_norm": (0.0, None),
+    "optimizer.accumulate_steps": (1, None),
+    "optimizer.ema_decay": (0.0, 0.999999),
+    "optimizer.label_smoothing": (0.0, 0.999),
+    "augment.rotation": (0.0, 180.0),
+    "augment.shift": (0.0, 28.0),
+    "augment.zoom": (0.0, 0.9),
+    "augment.shear": (0.0, 2.0),
+    "augment.elastic_alpha": (0.0, None),
+    "augment.elastic_sigma": (0.1, 28.0),
+    "augment.cutout": (0.0, 28.0),
+    "num_epochs": (1, None),
+    "batch_size": (1, None),
+    "eval_batch_size": (1, None),
+    "target_accuracy": (0.0, 1.0),
+    "patience": (0, None),
+    "checkpoint.keep": (1, None),
+}
+_OPTIONAL = {"data_dir": str, "archive_dir": str, "validation_examples": int, "train_examples": int}  # may be None
+# Lowest and highest entry of the tuples that hold one entry a convolutional layer.
+_PER_LAYER = {"kernel_sizes": (1, 7), "strides": (1, 2), "pool_sizes": (1, 4)}
+
+
+def define_flag(argv: Sequence[str] | None = None) -> tuple[flags.FlagHolder, list[str]]:
+    """Defines `--config` and its overrides `--config.KEY=VALUE`; gives the flag and the arguments to parse.
+
+    `configs/NAME.py` names a recipe of the project from any directory, unless such a file is there.
+    """
+    program, *arguments = [_find_recipe(argument) for argument in (sys.argv if argv is None else argv)]
+    # ml_collections wants the recipe before its overrides; to a user their order means nothing.
+    arguments = [program, *sorted(arguments, key=lambda argument: not argument.startswith("--config="))]
+    _make_recipes_importable()
+    holder = config_flags.DEFINE_config_file(
+        "config",
+        str(RECIPES / "default.py"),
+        "recipe to run, a Python file whose get_config() returns a ConfigDict; "
+        "override any field with --config.KEY=VALUE.",
+        sys_argv=arguments,
+    )
+    return holder, arguments
+
+
+def recipe_path() -> str:
+    """Path of the recipe that `--config` named."""
+    return config_flags.get_config_filename(flags.FLAGS["config"])
+
+
+def _find_recipe(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    prefix, path = (name + equals, value) if name in ("--config", "-config") else ("", argument)
+    file = path.partition(":")[0]
+    shipped = RECIPES.parent / file
+    if file.startswith("configs/") and file.endswith(".py") and not Path(file).exists() and shipped.exists():
+        return prefix + str(RECIPES.parent / path)
+    return argument
+
+
+def _make_recipes_importable() -> None:
+    """Lets a recipe say `from configs import default`, wherever the command was started."""
+    if "configs" not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            "configs", RECIPES / "__init__.py", submodule_search_locations=[str(RECIPES)]
+        )
+        assert spec and spec.loader
+        sys.modules["configs"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["configs"])
+
+
+def default_config() -> ConfigDict:
+    """The reference recipe, which defines which fields exist and what type each has."""
+    _make_recipes_importable()
+    from configs import default
+
+    return default.get_config()
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses a config that training could not run, with one line.
+
+    Raises:
+      UserError: a field that is unknown or missing, of the wrong type, out of range, or at odds with another.
+    """
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config() must return an ml_collections.ConfigDict, not {type(config).__name__}")
+    _check_fields(flatten(config), flatten(default_config()))
+    values = flatten(config)
+    for key, choices in _CHOICES.items():
+        if values[key] not in choices:
+            raise UserError(f"config.{key}={values[key]!r} is unknown: use one of {', '.join(choices)}")
+    for key, (low, high) in _RANGES.items():
+        value = values[key]
+        if value is not None and not low <= value <= (sys.float_info.max if high is None else high):  # nor NaN
+            span = f"at least {low}" if high is None else f"from {low} to {high}"
+            raise UserError(f"config.{key}={value} is out of range: use a number {span}")
+    _check_model(config.model)
+    if config.batch_size % config.optimizer.accumulate_steps:
+        raise UserError(
+            f"config.optimizer.accumulate_steps={config.optimizer.accumulate_steps} must divide "
+            f"config.batch_size={config.batch_size}"
+        )
+    if config.optimizer.warmup_epochs > config.num_epochs:
+        raise UserError(
+            f"config.optimizer.warmup_epochs={config.optimizer.warmup_epochs:g} is longer than the run: "
+            f"use at most config.num_epochs={config.num_epochs}"
+        )
+    for key, wanted in (
+        ("checkpoint.select", config.checkpoint.select == "best"),
+        ("target_accuracy", config.target_accuracy > 0),
+        ("patience", config.patience > 0),
+    ):
+        if wanted and config.validation_examples == 0:
+            raise UserError(f"config.{key}={values[key]} needs validation data: set config.validation_examples")
+
+
+def _check_fields(values: Mapping, reference: Mapping) -> None:
+    for key in values:
+        if key not in reference:
+            near = difflib.get_close_matches(key, reference, n=1)
+            hint = f": did you mean config.{near[0]}?" if near else ""
+            raise UserError(f"config.{key} is no known field{hint}")
+    for key, default in reference.items():
+        if key not in values:
+            raise UserError(f"config.{key} is missing: start the recipe from configs/default.py")
+        value = values[key]
+        kind = _OPTIONAL.get(key, type(default))
+        if key in _OPTIONAL and value is None:
+            continue
+        expected = (int, float) if kind is float else kind
+        if not isinstance(value, expected) or (isinstance(value, bool) and kind is not bool):
+            raise UserError(f"config.{key}={value!r} must be of type {kind.__name__}")
+
+
+def _check_model(model: ConfigDict) -> None:
+    layers = len(model.channels)
+    if not layers:
+        raise UserError("config.model.channels is empty: give at least one convolutional layer")
+    for key in ("channels", "dense"):
+        if not all(isinstance(width, int) and 1 <= width <= 65_536 for width in model[key]):
+            raise UserError(f"config.model.{key}={model[key]} must hold whole numbers from 1 to 65536")
+    for key, (low, high) in _PER_LAYER.items():
+        if not all(isinstance(entry, int) and low <= entry <= high for entry in model[key]):
+            raise UserError(f"config.model.{key}={model[key]} must hold whole numbers from {low} to {high}")
+        if len(model[key]) not in (1, layers):
+            raise UserError(
+                f"config.model.{key}={model[key]} must hold one entry, or one for each of the {layers} entries "
+                f"of config.model.channels={model.channels}"
+            )
+    size = 28
+    for kernel, stride, pool in zip(*(per_layer(model[key], layers) for key in _PER_LAYER), strict=True):
+        size = -(-size // stride) if model.padding == "SAME" else (size - kernel) // stride + 1
+        size = size // pool
+        if size < 1:
+            raise UserError("config.model shrinks the image to nothing: use fewer or smaller pools, or SAME")
+
+
+def per_layer(values: Sequence[int], layers: int) -> tuple[int, ...]:
+    """One entry for each of `layers` layers: a single entry holds for all of them."""
+    return tuple(values) * layers if len(values) == 1 else tuple(values)
+
+
+def flatten(config: Mapping, prefix: str = "") -> dict:
+    """Fields under dotted names: {"optimizer": {"b1": 0.9}} gives {"optimizer.b1": 0.9}."""
+    fields: dict = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        fields |= flatten(value, f"{name}.") if isinstance(value, ConfigDict | Mapping) else {name: value}
+    return fields
+
+
+def differences(recorded: Mapping, wanted: Mapping) -> list[str]:
+    """Lines `KEY: recorded -> wanted` for each field that differs; where data lies makes no difference."""
+    old, new = flatten(recorded), flatten(wanted)
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = (_plain(fields.get(key)) for fields in (old, new))
+        if before != after and key not in ("data_dir", "archive_dir"):
+            lines.append(f"{key}: {before!r} -> {after!r}")
+    return lines
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value

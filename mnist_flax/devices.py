@@ -1,0 +1,53 @@
+"""The devices that a run uses: their mesh, what they compute in, where compiled programs are kept."""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+BATCH_AXIS = "data"  # the one mesh axis: batches are split over it, everything else is replicated
+
+
+def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """All devices in a row; the batch is split over them."""
+    return Mesh(jax.devices() if devices is None else devices, (BATCH_AXIS,))
+
+
+def describe(mesh: Mesh) -> dict:
+    """What config.json and summary.json say of the devices."""
+    device = mesh.devices.flat[0]
+    kind = _cpu_name() if device.platform == "cpu" else device.device_kind
+    return {"platform": device.platform, "kind": kind, "count": mesh.size}
+
+
+def default_dtype(backend: str) -> str:
+    """bfloat16 where the hardware multiplies it fast (accelerators, CPUs with AMX), else float32."""
+    return "bfloat16" if backend != "cpu" or "amx_bf16" in _cpu_info() else "float32"
+
+
+def keep_compiled_programs() -> None:
+    """Turns on JAX's persistent compilation cache, in the user's cache directory unless JAX was told of another.
+
+    One directory a kind of processor: programs are compiled for exactly the instructions it has.
+    """
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        processor = hashlib.sha256((_cpu_name() + _cpu_field("flags")).encode()).hexdigest()[:12]
+        jax.config.update("jax_compilation_cache_dir", str(cache / "mnist_flax" / processor))
+
+
+def _cpu_info() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.exists() else ""
+
+
+def _cpu_field(name: str) -> str:
+    lines = (line.partition(":") for line in _cpu_info().splitlines())
+    return next((value.strip() for key, _, value in lines if key.strip() == name), "")
+
+
+def _cpu_name() -> str:
+    return _cpu_field("model name") or platform.processor() or platform.machine()

@@ -1,0 +1,52 @@
+"""Scores a trained model on a whole split: `python -m mnist_flax.evaluate RUN [--split=test]`."""
+
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from mnist_flax import cli
+
+_SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "split to score.")
+_CHECKPOINT = flags.DEFINE_enum(
+    "checkpoint",
+    None,
+    ["last", "best"],
+    "which checkpoint; by default the one that the run's config selects.",
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "where the dataset is, if it moved since the run.")
+
+
+def split_logits(model, variables: dict, split, batch_size: int, mesh: Mesh) -> Float[np.ndarray, "examples classes"]:
+    """Logits of every example of a `data.Split`, whole: nothing is dropped and nothing counted twice."""
+    from mnist_flax import train
+
+    batches = train.split_batches(mesh, split.images, split.labels, batch_size)
+    _, logits = train.make_evaluate(model, mesh)(variables, *batches)
+    logits = np.asarray(logits)
+    return logits.reshape(-1, logits.shape[-1])[: len(split.labels)]
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) != 2:
+        raise cli.UserError("name one run directory: python -m mnist_flax.evaluate RUN")
+    from mnist_flax import data, devices, metrics, progress, run
+
+    trained = run.load_run(argv[1], _CHECKPOINT.value)
+    config = trained.config
+    if _DATA_DIR.value:
+        config.data_dir = _DATA_DIR.value
+    split = getattr(data.load(config), _SPLIT.value)
+    if not len(split.labels):
+        raise cli.UserError(f"the run has no {_SPLIT.value} examples: choose another --split")
+    devices.keep_compiled_programs()
+    logits = split_logits(trained.model, trained.variables, split, config.eval_batch_size, devices.make_mesh())
+    scores = {"dataset": config.dataset, "split": _SPLIT.value} | metrics.evaluate_logits(logits, split.labels)
+    path = trained.directory / f"evaluation_{_SPLIT.value}.json"
+    run.write_json(path, scores)
+    progress.print_scores(scores, trained.class_names)
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

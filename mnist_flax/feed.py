@@ -1,0 +1,69 @@
+"""The two feeds: how batches reach the compiled steps. Same batches, same order, same parameters, bit for bit."""
+
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from mnist_flax import data
+from mnist_flax.devices import BATCH_AXIS
+
+# Given the step to go on from and the most steps to take: (images, labels, order, start, stop), for `make_train_steps`.
+Feed = Callable[[int, int], tuple[jax.Array, jax.Array, jax.Array, int, int]]
+
+_STREAM_STEPS = 16  # steps in a block of the stream: enough to hide the call, little to hold in memory
+
+
+def make_feed(config: ConfigDict, splits: data.Splits, mesh: Mesh, first_step: int) -> Feed:
+    """The feed that `config.feed` names; `first_step` is where training goes on."""
+    return (
+        _device_feed(config, splits, mesh)
+        if config.feed == "device"
+        else _stream_feed(config, splits, mesh, first_step)
+    )
+
+
+def _device_feed(config: ConfigDict, splits: data.Splits, mesh: Mesh) -> Feed:
+    """The whole split lives on every device; an epoch's order goes there once an epoch."""
+    images, labels = jax.device_put(tuple(splits.train), NamedSharding(mesh, P()))
+    examples = len(splits.train.labels)
+    steps_per_epoch = examples // config.batch_size
+    current: tuple[int, jax.Array] | None = None
+
+    def feed(step: int, limit: int):
+        nonlocal current
+        epoch, start = divmod(step, steps_per_epoch)
+        if current is None or current[0] != epoch:
+            order = data.epoch_order(config.seed, epoch, examples, config.batch_size)
+            current = epoch, jax.device_put(order, NamedSharding(mesh, P(None, BATCH_AXIS)))
+        return images, labels, current[1], start, min(start + limit, steps_per_epoch)
+
+    return feed
+
+
+def _stream_feed(config: ConfigDict, splits: data.Splits, mesh: Mesh, first_step: int) -> Feed:
+    """Blocks of batches that Grain reads ahead, each process its own columns."""
+    sharding = NamedSharding(mesh, P(None, BATCH_AXIS))
+    blocks: Iterator = data.stream(
+        config, splits.train_indices, first_step, _STREAM_STEPS, jax.process_index(), jax.process_count()
+    )
+    # Where a device finds row i of its share of a block: the share is laid out as [steps, batch / devices].
+    share = config.batch_size // mesh.size
+    rows = np.arange(_STREAM_STEPS)[:, None] * share + np.arange(config.batch_size)[None, :] % share
+    order = jax.device_put(rows.astype(np.int32), sharding)
+
+    def feed(step: int, limit: int):
+        images, labels = next(blocks)
+        steps = len(labels)
+        padding = (
+            (0, _STREAM_STEPS - steps),
+            (0, 0),
+        )  # one shape for all blocks, so that nothing compiles anew
+        images = jax.make_array_from_process_local_data(sharding, np.pad(images, (*padding, (0, 0), (0, 0))))
+        labels = jax.make_array_from_process_local_data(sharding, np.pad(labels, padding))
+        return images, labels, order, 0, steps
+
+    return feed

@@ -1,0 +1,78 @@
+"""Trains a model as a config says: `python -m mnist_flax.main --config=configs/default.py [--workdir=DIR]`."""
+
+import time
+
+STARTED = time.perf_counter()
+
+import shlex  # noqa: E402
+import signal  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from absl import flags  # noqa: E402
+
+from mnist_flax import cli, progress, run  # noqa: E402
+from mnist_flax import config as config_lib  # noqa: E402
+
+_CONFIG, _ARGUMENTS = config_lib.define_flag()
+_WORKDIR = flags.DEFINE_string("workdir", None, "run directory; a new one under runs/ if not given.")
+
+
+class _Stop:
+    """Whether SIGTERM or SIGINT came. The first asks training to stop after the step; a second ends the process."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.can_wait = False  # until training runs there is nothing to save
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        self.requested = True
+        if not self.can_wait:
+            raise KeyboardInterrupt
+
+    def __call__(self) -> bool:
+        return self.requested
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        raise cli.UserError(f"{argv[1]!r} is no flag: override a field with --config.KEY=VALUE")
+    config = _CONFIG.value
+    config_lib.check(config)
+    directory = Path(_WORKDIR.value or run.new_directory(Path(config_lib.recipe_path()).stem))
+    print(directory, flush=True)
+    run.check_directory(directory, config)
+    finished = run.read_summary(directory)
+    if finished:
+        progress.print_summary(finished)
+        return 0
+    again = shlex.join(["python", "-m", "mnist_flax.main", *sys.argv[1:]])
+    if not _WORKDIR.value:
+        again += f" --workdir={shlex.quote(str(directory))}"
+
+    stop = _Stop()
+    try:
+        from mnist_flax import conclude, data, devices, loop
+
+        splits = data.load(config)
+        devices.keep_compiled_programs()
+        mesh = devices.make_mesh()
+        with run.claim(directory):
+            run.check_directory(directory, config)  # another process may have come first
+            run.write_config(directory, config, devices.describe(mesh))
+            stop.can_wait = True
+            result = loop.fit(config, splits, len(data.CLASS_NAMES[config.dataset]), directory, mesh, stop)
+            if result.finished:
+                conclude.conclude(config, splits, result, directory, mesh, STARTED)
+                return 0
+    except KeyboardInterrupt:
+        pass
+    print(f"stopped; this command goes on from here:\n{again}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, _ARGUMENTS)

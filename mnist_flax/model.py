@@ -1,0 +1,140 @@
+"""The convolutional network as Linen modules; the only file that knows Linen's API.
+
+How a convolution is computed, and in which layout, is `conv.py`'s business: `impl` only passes through here.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, UInt8
+from ml_collections import ConfigDict
+
+from mnist_flax import conv
+from mnist_flax.config import per_layer
+from mnist_flax.devices import default_dtype
+
+_he_normal = nn.initializers.he_normal()  # He et al. 2015, for layers that a ReLU follows
+
+
+class CNN(nn.Module):
+    """Convolutional layers (convolution, batch norm, ReLU, pooling, dropout), hidden dense layers, logits.
+
+    Fields are those of `config.model`. Rates may be traced; whether there is dropout at all may not.
+    """
+
+    num_classes: int
+    channels: tuple[int, ...]
+    kernel_sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    pool_sizes: tuple[int, ...]
+    padding: str
+    pooling: str
+    batch_norm: bool
+    batch_norm_momentum: Any
+    logits_batch_norm: bool
+    conv_dropout_rate: Any  # None is no dropout
+    head: str
+    dense: tuple[int, ...]
+    dropout_rate: Any  # None is no dropout
+    compute_dtype: jnp.dtype
+    impl: conv.Implementation
+    batch_axis: str | None = None  # mesh axis over which batch norm averages
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width"], *, dropout_keys: Key[Array, " batch"] | None = None
+    ) -> Float[Array, "batch classes"]:
+        """Logits in float32 of images in [0, 1]. With `dropout_keys`, one an example, in training mode."""
+        train = dropout_keys is not None
+        layer = 0  # number of the dropout layer, which its keys are derived from
+
+        def dropout(x, rate, batch_position):
+            nonlocal layer
+            layer += 1
+            if rate is None or dropout_keys is None:
+                return x
+            keys = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, layer)
+            return drop(keys, x, rate, batch_position)
+
+        channel_axis = conv.CHANNEL_AXIS[self.impl]
+        x = conv.to_internal(images[..., None].astype(self.compute_dtype), self.impl)
+        for i, (features, kernel_size, stride, pool_size) in enumerate(
+            zip(self.channels, self.kernel_sizes, self.strides, self.pool_sizes, strict=True)
+        ):
+            in_features = x.shape[channel_axis]
+            shape = (kernel_size, kernel_size, in_features, features)
+            kernel = self.param(f"conv{i}_kernel", _he_normal, shape)
+            window: dict[str, Any] = {"stride": stride, "padding": self.padding, "impl": self.impl}
+            if self.batch_norm:
+                x = conv.conv(x, kernel, **window)
+                x = self._norm(f"norm{i}", train, channel_axis)(x)
+                x = conv.pool(nn.relu(x), pool_size, self.pooling)
+            else:
+                bias = self.param(f"conv{i}_bias", nn.initializers.zeros, (features,))
+                x = conv.conv_bias_relu_pool(x, kernel, bias, pool_size=pool_size, pooling=self.pooling, **window)
+            x = dropout(x, self.conv_dropout_rate, 3 - channel_axis)
+
+        x = conv.from_internal(x, self.impl).mean((1, 2)) if self.head == "average" else conv.flatten(x, self.impl)
+        for i, features in enumerate(self.dense):
+            x = nn.relu(nn.Dense(features, dtype=self.compute_dtype, kernel_init=_he_normal, name=f"dense{i}")(x))
+            x = dropout(x, self.dropout_rate, 0)
+        x = nn.Dense(self.num_classes, dtype=self.compute_dtype, name="logits")(x).astype(jnp.float32)
+        return self._norm("logits_norm", train, -1)(x) if self.logits_batch_norm else x
+
+    def _norm(self, name: str, train: bool, axis: int) -> nn.BatchNorm:
+        return nn.BatchNorm(
+            use_running_average=not train,
+            momentum=self.batch_norm_momentum,
+            axis=axis,
+            axis_name=self.batch_axis if train else None,
+            dtype=self.compute_dtype,
+            name=name,
+        )
+
+
+def drop(keys: Key[Array, " batch"], x: Array, rate, batch_position: int) -> Array:
+    """Dropout (Srivastava et al. 2014): zeroes entries with probability `rate`, scales the rest by 1 / (1 - rate).
+
+    One key an example; `batch_position` is the axis of `x` that counts examples.
+    """
+    shape = tuple(n for axis, n in enumerate(x.shape) if axis != batch_position)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape), out_axes=batch_position)(keys)
+    return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), 0)
+
+
+def make_model(config: ConfigDict, hyper: Mapping[str, Any], num_classes: int, batch_axis: str | None = None) -> CNN:
+    """The network of `config.model`, with the rates that `hyper` gives (see `train.hyperparameters`)."""
+    layers = len(config.channels)
+    backend = jax.default_backend()
+    return CNN(
+        num_classes=num_classes,
+        channels=tuple(config.channels),
+        kernel_sizes=per_layer(config.kernel_sizes, layers),
+        strides=per_layer(config.strides, layers),
+        pool_sizes=per_layer(config.pool_sizes, layers),
+        padding=config.padding,
+        pooling=config.pooling,
+        batch_norm=config.batch_norm,
+        batch_norm_momentum=hyper["model.batch_norm_momentum"],
+        logits_batch_norm=config.logits_batch_norm,
+        conv_dropout_rate=hyper["model.conv_dropout_rate"] if config.conv_dropout_rate > 0 else None,
+        head=config.head,
+        dense=tuple(config.dense),
+        dropout_rate=hyper["model.dropout_rate"] if config.dropout_rate > 0 else None,
+        compute_dtype=jnp.dtype(default_dtype(backend) if config.compute_dtype == "auto" else config.compute_dtype),
+        impl=conv.default_impl(backend) if config.conv == "auto" else config.conv,
+        batch_axis=batch_axis,
+    )
+
+
+def normalize(images: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Pixels 0..255 as float32 in [0, 1]: the form the network takes."""
+    return images.astype(jnp.float32) / 255
+
+
+def first_kernel(variables: Mapping[str, Any]) -> Float[Array, "kernel_height kernel_width 1 channels"]:
+    """The filters that look at the image itself."""
+    return variables["params"]["conv0_kernel"]

@@ -1,0 +1,259 @@
+"""Figures and a page about a finished run: `python -m mnist_flax.report RUN`, also drawn at the end of training.
+
+The page is one file that needs no other: figures are inside it, and its content policy forbids the browser to
+fetch anything.
+"""
+
+import base64
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from numpy.typing import ArrayLike
+
+from mnist_flax import cli, figures, metrics, run
+from mnist_flax import config as config_lib
+
+CAPTIONS = {
+    "learning_curves": "How training went. Training values are means over each epoch with dropout and augmentation "
+    "as configured; validation comes after the epoch, without them, so it can be the better of the two.",
+    "confusion_matrix": "What each label was read as. Mistakes are coloured, darker where there are more; "
+    "recall is the share of a label's examples that were found.",
+    "filters": "The weights of the first layer: each filter answers to strokes that are bright where it is purple "
+    "and dark where it is orange.",
+    "mistakes": "The mistakes that the model was surest of: the label in bold, the number of the example in the "
+    "test split, what the model read and with which probability.",
+    "reliability": "Can the probabilities be trusted? Of the examples read with a given confidence, how many were "
+    "read right. Wide intervals mean few examples.",
+}
+
+
+def write(
+    directory: Path,
+    *,
+    summary: Mapping[str, Any],
+    images: UInt8[np.ndarray, "examples height width"],
+    labels: Int[np.ndarray, " examples"],
+    logits: Float[np.ndarray, "examples classes"],
+    kernel: ArrayLike,
+    class_names: Sequence[str],
+) -> Path:
+    """Writes `figures/*.png` and `report.html` into a run directory, from the test split's logits.
+
+    `kernel` is that of the first layer, [height, width, 1, channels].
+
+    Raises:
+      UserError: the directory's metrics.jsonl or config.json cannot be read.
+    """
+    records, recorded = read_records(directory / "metrics.jsonl"), run.read_json(directory / "config.json")
+    scores = metrics.evaluate_logits(logits, labels)
+    drawn = {
+        "learning_curves": figures.figure_learning_curves(records),
+        "confusion_matrix": figures.figure_confusion(np.array(scores["confusion"]), class_names),
+        "filters": figures.figure_filters(np.asarray(kernel)),
+        "mistakes": figures.figure_mistakes(images, labels, logits, class_names),
+        "reliability": figures.figure_reliability(metrics.reliability_bins(logits, labels)),
+    }
+    (directory / "figures").mkdir(exist_ok=True)
+    pictures = {}
+    for name, figure in drawn.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        pictures[name] = buffer.getvalue()
+        (directory / "figures" / f"{name}.png").write_bytes(pictures[name])
+    path = directory / "report.html"
+    path.write_text(page(directory.name, summary, scores, class_names, recorded, pictures), encoding="utf-8")
+    return path
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl; a last line that was cut short is left out.
+
+    Raises:
+      UserError: there is none, or a line is no record.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise cli.UserError(f"{path} cannot be read ({error}): name the directory of a finished run") from error
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was cut short, or is empty
+        try:
+            record = json.loads(line)
+            if record["split"] not in ("train", "validation") or not isinstance(record["epoch"], int):
+                raise ValueError
+            numbers = {name: float(record[name]) for name in ("loss", "accuracy", "learning_rate")}
+        except (ValueError, TypeError, KeyError) as error:
+            raise cli.UserError(f"{path}, line {number} is damaged: restore the file, or train anew") from error
+        records.append({**record, **numbers})
+    if not records:
+        raise cli.UserError(f"{path} has no record yet: let the run finish an epoch")
+    return records
+
+
+def page(
+    name: str,
+    summary: Mapping[str, Any],
+    scores: Mapping[str, Any],
+    class_names: Sequence[str],
+    recorded: Mapping[str, Any],
+    pictures: Mapping[str, bytes],
+) -> str:
+    """The report as HTML. `recorded` is config.json; `pictures` are PNG files by the names in `CAPTIONS`."""
+    low, high = map(percent, scores["accuracy_interval"])
+    interval = f"{low.removesuffix(' %')} to {high}".replace(" ", "\u00a0")
+    heading = f"{percent(scores['accuracy'])} right on the {summary.get('dataset', 'unknown')} test set"
+    tiles = [
+        ("test accuracy", percent(scores["accuracy"]), f"95 % interval {interval}"),
+        ("mistakes", f"{scores['errors']:,}", f"of {scores['examples']:,} test examples"),
+        ("loss", f"{scores['negative_log_likelihood']:.4f}", "negative log-likelihood"),
+        ("calibration error", percent(scores["expected_calibration_error"]), "expected, 15 bins"),
+        ("parameters", shown("parameters", summary.get("parameters")), "trained"),
+        ("training", shown("train_seconds", summary.get("train_seconds")), str(summary.get("device", ""))),
+    ]
+    classes = [
+        (class_names[row["class"]], f"{row['examples']:,}", percent(row["precision"]), percent(row["recall"]))
+        for row in scores["per_class"]
+    ]
+    settings = [(key.removeprefix("config."), plain(value)) for key, value in config_lib.flatten(recorded).items()]
+    figure_blocks = (
+        f'<figure id="{name}"><img src="data:image/png;base64,{base64.b64encode(picture).decode()}" '
+        f'alt="{escape(CAPTIONS[name])}"><figcaption>{escape(CAPTIONS[name])}</figcaption></figure>'
+        for name, picture in pictures.items()
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(f"{name}: {heading}")}</title>
+<style>{CSS}</style>
+</head>
+<body>
+<header><h1>{escape(heading)}</h1><p>Run <code>{escape(name)}</code></p></header>
+<main>
+<dl class="tiles">{"".join(map(tile, tiles))}</dl>
+<div class="figures">{"".join(figure_blocks)}</div>
+<div class="tables">
+<section><h2>Classes</h2>{table(classes, ("class", "examples", "precision", "recall"))}</section>
+<section><h2>Summary</h2>{table([(k.replace("_", " "), shown(k, v)) for k, v in summary.items()])}</section>
+</div>
+<section class="wide"><h2>Configuration and environment</h2>{table(settings)}</section>
+</main>
+</body>
+</html>
+"""
+
+
+def tile(parts: tuple[str, str, str]) -> str:
+    title, value, note = map(escape, parts)
+    return f"<div><dt>{title}</dt><dd><b>{value}</b><small>{note}</small></dd></div>"
+
+
+def table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
+    """An HTML table of text, the first cell of each row its header."""
+    top = f"<thead><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr></thead>" if head else ""
+    body = (
+        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in rest)}</tr>'
+        for first, *rest in rows
+    )
+    return f"<table>{top}<tbody>{''.join(body)}</tbody></table>"
+
+
+def percent(share: float | None) -> str:
+    return "none" if share is None else f"{100 * share:.2f} %"
+
+
+def shown(name: str, value: Any) -> str:
+    """A field of summary.json for people: shares as percentages, seconds as durations, thousands apart."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return plain(value)
+    if name.endswith("accuracy"):
+        return percent(value)
+    if name.endswith("seconds"):
+        minutes, seconds = divmod(round(value), 60)
+        return f"{value:.1f} s" if value < 59.95 else f"{minutes} min {seconds} s"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}" if abs(value) < 10 else f"{value:,.0f}"
+
+
+def plain(value: Any) -> str:
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+CSS = """
+:root { color: #1d2024; background: #f3f4f6; font: 16px/1.5 system-ui, sans-serif; }
+body { margin: 0 auto; padding: 1.5rem 1rem; max-width: 76rem; }
+h1 { margin: 0; font-size: 1.7rem; line-height: 1.2; }
+h2 { margin: 0 0 .5rem; font-size: 1.1rem; }
+header p { margin: .3rem 0 1.2rem; color: #4a4f57; overflow-wrap: anywhere; }
+dl, dd, figure { margin: 0; }
+.tiles { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); }
+.tiles > div, figure, section { padding: 1rem; border: 1px solid #dcdfe4; border-radius: .5rem; background: #fff; }
+dt, small, figcaption { color: #4a4f57; font-size: .9rem; }
+dd b { display: block; font-size: 1.45rem; line-height: 1.3; }
+.figures { margin: .8rem 0; columns: 2; column-gap: .8rem; }
+figure { margin-bottom: .8rem; break-inside: avoid; }
+figure img { display: block; width: 100%; height: auto; margin-bottom: .6rem; }
+.tables { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
+.tables { align-items: start; }
+table { width: 100%; border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .5rem .25rem 0; border-top: 1px solid #e8eaee; text-align: right; vertical-align: top; }
+th[scope], thead th:first-child { text-align: left; font-weight: 500; }
+td { overflow-wrap: anywhere; }
+.wide { margin-top: .8rem; }
+.wide table { display: block; columns: 20rem; column-gap: 2rem; }
+.wide tbody { display: block; }
+.wide tr { display: flex; justify-content: space-between; gap: 1rem; break-inside: avoid; }
+.wide tr { border-top: 1px solid #e8eaee; }
+.wide th, .wide td { border: 0; }
+thead th { border: 0; color: #4a4f57; font-weight: 500; }
+@media (max-width: 52rem) {
+  .figures { columns: 1; }
+  h1 { font-size: 1.4rem; }
+  .tiles > div, figure { padding: .7rem; }
+}
+@media print {
+  :root { background: #fff; font-size: 11px; }
+  body { padding: 0; max-width: none; }
+  .figures { columns: 2; }
+  .tiles > div, .tables section, tr { break-inside: avoid; }
+}
+"""
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) != 2:
+        raise cli.UserError("name one run directory: python -m mnist_flax.report RUN")
+    from mnist_flax import data, devices, evaluate, model
+
+    directory = Path(argv[1])
+    run.read_config(directory)
+    if not (directory / "summary.json").exists():
+        raise cli.UserError(f"{directory} is not finished: run its training command again, then this one")
+    summary = run.read_json(directory / "summary.json")
+    trained = run.load_run(directory)
+    test = data.load(trained.config).test
+    devices.keep_compiled_programs()
+    batch_size = trained.config.eval_batch_size
+    logits = evaluate.split_logits(trained.model, trained.variables, test, batch_size, devices.make_mesh())
+    path = write(
+        directory,
+        summary=summary,
+        images=test.images,
+        labels=test.labels,
+        logits=logits,
+        kernel=model.first_kernel(trained.variables),
+        class_names=trained.class_names,
+    )
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,247 @@
+"""Training as pure functions: the state, the compiled steps, and the logits of a whole split.
+
+Everything random in step `s` derives from `(seed, s, position in the batch)`, so a run is a function of its config,
+whatever the number of devices, and the step number is all that resuming needs.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, Key
+from ml_collections import ConfigDict
+
+from mnist_flax.augment import augment
+from mnist_flax.config import flatten
+from mnist_flax.devices import BATCH_AXIS
+from mnist_flax.model import CNN, make_model, normalize
+from mnist_flax.optimizer import Hyperparameters, make_optimizer, make_schedule, update_ema
+
+_INIT, _AUGMENT, _DROPOUT = range(3)  # purposes that keys are derived for
+
+
+class Sums(flax.struct.PyTreeNode):
+    """Training metrics added up since the start of the epoch."""
+
+    loss: Float[Array, ""]  # sum over examples
+    correct: Int[Array, ""]
+    examples: Int[Array, ""]
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that training carries from step to step."""
+
+    step: Int[Array, ""]  # updates done
+    params: dict
+    batch_stats: dict  # running means and variances; empty without batch norm
+    opt_state: optax.OptState
+    ema: dict | None  # averages of {"params", "batch_stats"}; None without EMA
+    sums: Sums
+
+    def variables(self) -> dict:
+        """What the model is evaluated with: the averages where there are any."""
+        return self.ema if self.ema is not None else {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def hyperparameters(config: ConfigDict) -> dict[str, float]:
+    """The continuous fields, which the compiled step takes as arguments: {"optimizer.learning_rate": 0.001, ...}."""
+    groups = {group: config[group] for group in ("model", "optimizer", "augment")}
+    return {key: value for key, value in flatten(groups).items() if isinstance(value, float)}
+
+
+def init_state(config: ConfigDict, num_classes: int, seed: Int[Array, ""] | int) -> TrainState:
+    """A fresh state. Jit it: `seed` may be traced, the rest of the config is static."""
+    hyper = hyperparameters(config)
+    model = make_model(config.model, hyper, num_classes)
+    variables = model.init(jax.random.fold_in(jax.random.key(seed), _INIT), jnp.zeros((1, 28, 28)))
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    optimizer = make_optimizer(config, hyper, lambda step: 0.0)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        # A copy, since a donated buffer may not appear twice.
+        ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
+        if config.optimizer.ema_decay > 0
+        else None,
+        sums=_no_sums(),
+    )
+
+
+def abstract_state(config: ConfigDict, num_classes: int, mesh: Mesh) -> TrainState:
+    """Shapes, types and placement of a state: what a checkpoint is restored into, whatever devices saved it."""
+    shapes = jax.eval_shape(lambda: init_state(config, num_classes, 0))
+    replicated = NamedSharding(mesh, P())
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), shapes)
+
+
+def _no_sums() -> Sums:
+    return Sums(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def example_keys(
+    seed: Int[Array, ""] | int, purpose: int, step: Int[Array, ""], positions: Int[Array, " batch"]
+) -> Key[Array, " batch"]:
+    """One key for each example of a batch, from its position in the whole batch."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
+
+
+def make_train_step(config: ConfigDict, num_classes: int, steps_per_epoch: int, batch_axis: str | None) -> Callable:
+    """One update of a device's share of a batch: `step(state, hyper, seed, images, labels, positions) -> state`.
+
+    `images` are uint8 [share, 28, 28], `labels` int32 [share], `positions` the share's places in the whole batch.
+    Gradients and metrics are those of the whole batch: means and sums over `batch_axis`.
+    """
+
+    def over_devices(function, value):
+        return function(value, batch_axis) if batch_axis else value
+
+    augmentations = [name for name, strength in config.augment.items() if strength]
+
+    def step(state: TrainState, hyper: Hyperparameters, seed, images, labels, positions) -> TrainState:
+        model = make_model(config.model, hyper, num_classes, batch_axis)
+        schedule = make_schedule(config.optimizer.schedule, hyper, steps_per_epoch, config.num_epochs)
+        optimizer = make_optimizer(config, hyper, schedule)
+
+        images = normalize(images)
+        if augmentations:
+            keys = example_keys(seed, _AUGMENT, state.step, positions)
+            images = augment(keys, images, {name: hyper[f"augment.{name}"] for name in augmentations})
+        dropout_keys = example_keys(seed, _DROPOUT, state.step, positions)
+
+        def loss_fn(params, batch_stats, images, labels, keys):
+            logits, updates = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                images,
+                dropout_keys=keys,
+                mutable=["batch_stats"],
+            )
+            losses = cross_entropy(logits, labels, hyper["optimizer.label_smoothing"])
+            sums = Sums(losses.sum(), (logits.argmax(-1) == labels).sum(), jnp.int32(labels.size))
+            return losses.mean(), (updates.get("batch_stats", {}), sums)
+
+        def gradient(batch_stats, part):
+            (_, (batch_stats, sums)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+                state.params, batch_stats, *part
+            )
+            return batch_stats, (grads, sums)
+
+        batch = (images, labels, dropout_keys)
+        parts = config.optimizer.accumulate_steps
+        if parts == 1:
+            batch_stats, (grads, sums) = gradient(state.batch_stats, batch)
+        else:
+            # Every so-manieth example makes a part: the same parts of the whole batch for any number of devices.
+            split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+            batch_stats, (grads, sums) = lax.scan(gradient, state.batch_stats, split)
+            grads = jax.tree.map(lambda g: g.mean(0), grads)
+            sums = jax.tree.map(lambda s: s.sum(0), sums)
+        grads = over_devices(lax.pmean, grads)
+        sums = over_devices(lax.psum, sums)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            now = {"params": params, "batch_stats": batch_stats}
+            ema = update_ema(ema, now, hyper["optimizer.ema_decay"], state.step)
+        first = state.step % steps_per_epoch == 0
+        sums = jax.tree.map(lambda old, new: jnp.where(first, new, old + new), state.sums, sums)
+        return TrainState(state.step + 1, params, batch_stats, opt_state, ema, sums)
+
+    return step
+
+
+def cross_entropy(
+    logits: Float[Array, "batch classes"],
+    labels: Int[Array, " batch"],
+    label_smoothing: float | Float[Array, ""] = 0.0,
+) -> Float[Array, " batch"]:
+    """Cross-entropy in nats with smoothed labels (Szegedy et al. 2016)."""
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def make_train_steps(config: ConfigDict, num_classes: int, steps_per_epoch: int, mesh: Mesh) -> Callable:
+    """Many steps as one program: `(state, hyper, seed, images, labels, order, start, stop) -> (state, last)`.
+
+    Runs the batches `order[start:stop]` ([steps, batch] rows of `images`); `start` and `stop` are traced, so no number
+    of steps compiles anew. Images are the whole split, replicated ([examples, 28, 28], feed `device`), or one block of
+    batches, split over devices ([steps, batch, 28, 28], feed `stream`, where `order` counts within a device's share).
+    Stops after a step whose loss is not finite. `last` repeats the metrics, since the state will be donated.
+    """
+    train_step = make_train_step(config, num_classes, steps_per_epoch, BATCH_AXIS)
+
+    def steps(state, hyper, seed, images, labels, order, start, stop):
+        images, labels = images.reshape(-1, 28, 28), labels.reshape(-1)
+        share = order.shape[1]
+        positions = lax.axis_index(BATCH_AXIS) * share + jnp.arange(share)
+
+        def unfinished(carry):
+            i, state = carry
+            return (i < stop) & jnp.isfinite(state.sums.loss)
+
+        def body(carry):
+            i, state = carry
+            rows = lax.dynamic_index_in_dim(order, i, keepdims=False)
+            return i + 1, train_step(state, hyper, seed, images[rows], labels[rows], positions)
+
+        _, state = lax.while_loop(unfinished, body, (start, state))
+        return state, {"step": state.step, "sums": state.sums}
+
+    def sharded(state, hyper, seed, images, labels, order, start, stop):
+        data = P(None, BATCH_AXIS) if images.ndim == 4 else P()
+        return jax.shard_map(
+            steps,
+            mesh=mesh,
+            in_specs=(P(), P(), P(), data, data, P(None, BATCH_AXIS), P(), P()),
+            out_specs=P(),
+            check_vma=False,
+        )(state, hyper, seed, images, labels, order, start, stop)
+
+    return jax.jit(sharded, donate_argnums=0)
+
+
+def split_batches(mesh: Mesh, images, labels, batch_size: int) -> tuple[Array, Array]:
+    """A split on the devices in padded batches: images [batches, batch, 28, 28] and labels, -1 where padded."""
+    devices = mesh.size
+    batch_size = -(-min(batch_size, len(labels)) // devices) * devices
+    count = -(-len(labels) // batch_size)
+    padding = count * batch_size - len(labels)
+    images = jnp.pad(images, ((0, padding), (0, 0), (0, 0))).reshape(count, batch_size, 28, 28)
+    labels = jnp.pad(labels, (0, padding), constant_values=-1).reshape(count, batch_size)
+    return jax.device_put((images, labels), NamedSharding(mesh, P(None, BATCH_AXIS)))
+
+
+def make_evaluate(model: CNN, mesh: Mesh) -> Callable:
+    """Whole-split evaluation: `(variables, images, labels) -> ({"loss", "accuracy"}, logits)` of `split_batches`.
+
+    Loss is the mean cross-entropy and accuracy the fraction correct over exactly the examples that are not padding.
+    Logits are float32 [batches, batch, classes], padding included.
+    """
+
+    @jax.jit
+    @partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(P(), P(None, BATCH_AXIS), P(None, BATCH_AXIS)),
+        out_specs=(P(), P(None, BATCH_AXIS)),
+        check_vma=False,
+    )
+    def evaluate(variables, images, labels):
+        logits = lax.map(lambda batch: model.apply(variables, normalize(batch)), images)
+        real = labels >= 0
+        loss = jnp.where(real, cross_entropy(logits, jnp.maximum(labels, 0)), 0).sum()
+        correct = (real & (logits.argmax(-1) == labels)).sum()
+        loss, correct, count = lax.psum((loss, correct, real.sum()), BATCH_AXIS)
+        return {"loss": loss / count, "accuracy": correct / count}, logits
+
+    return evaluate

@@ -1,0 +1,67 @@
+"""Running the project's commands as a user would, in a process of their own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    variables = {key: value for key, value in os.environ.items() if not key.startswith(("XLA_", "JAX_"))}
+    if devices > 1:
+        variables["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    return variables | {"PYTHONPATH": str(ROOT)}
+
+
+def start(module: str, *arguments: object, devices: int = 1, cwd: Path = ROOT) -> subprocess.Popen:
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environment(devices),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, status: int | None = 0) -> subprocess.CompletedProcess:
+    """Waits for a command, and checks that it ended with `status` and showed no traceback."""
+    out, err = process.communicate(timeout=300)
+    assert "Traceback" not in err, err
+    assert status is None or process.returncode == status, f"status {process.returncode}\n{out}\n{err}"
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def command(module: str, *arguments: object, status: int | None = 0, devices: int = 1, cwd: Path = ROOT):
+    """Runs a command to its end."""
+    return finish(start(module, *arguments, devices=devices, cwd=cwd), status)
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    """Waits until `condition()` or until the process has ended."""
+    deadline = time.monotonic() + seconds
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.02)
+
+
+def records(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def final_state(workdir: Path) -> list[tuple[str, bytes]]:
+    """Everything that training carries, bit for bit, from the last checkpoint."""
+    steps = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
+    state = ocp.load(workdir / "checkpoints" / str(max(steps)))
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    return [(jax.tree_util.keystr(path), np.asarray(leaf).tobytes()) for path, leaf in leaves]

@@ -1,0 +1,119 @@
+import contextlib
+import random
+import shutil
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnist_flax import checkpoint
+from mnist_flax.cli import RunError
+
+
+def state(step):
+    key = jax.random.key(step)
+    return {"kernel": jax.random.normal(key, (64, 32)), "step": jnp.int32(step), "empty": {}}
+
+
+ABSTRACT = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state(0))
+
+
+def save(directory, accuracies, keep=2):
+    checkpoints = checkpoint.Checkpoints(directory, keep)
+    for step, accuracy in enumerate(accuracies, 1):
+        checkpoints.save(step, state(step), {"note": step}, accuracy)
+    checkpoints.close()
+
+
+def steps(directory):
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
+def equal(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_latest_and_best_are_kept(tmp_path):
+    save(tmp_path, [0.1, 0.9, 0.3, 0.4, 0.5])
+    assert steps(tmp_path) == [2, 4, 5]
+    best, extra = checkpoint.load(tmp_path, "best", ABSTRACT)
+    assert equal(best, state(2)) and extra == {"note": 2}
+    last, _ = checkpoint.load(tmp_path, "last", ABSTRACT)
+    assert equal(last, state(5))
+
+
+def test_nan_never_becomes_best_and_never_evicts_it(tmp_path):
+    save(tmp_path, [0.5, float("nan"), 0.1, float("nan")], keep=1)
+    assert steps(tmp_path) == [1, 4]
+    assert equal(checkpoint.load(tmp_path, "best", ABSTRACT)[0], state(1))
+
+
+def test_checkpoints_without_a_score_do_not_pile_up(tmp_path):
+    save(tmp_path, [0.5, None, None, None], keep=1)
+    assert steps(tmp_path) == [1, 4]
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "delete", "empty"])
+@pytest.mark.parametrize("seed", range(4))
+def test_any_damage_to_the_latest_is_found_and_the_one_before_restored(harm, seed, tmp_path):
+    """One random file of the latest checkpoint is harmed: what is restored is a state that was saved, whole."""
+    save(tmp_path, [0.9, 0.1, 0.2])
+    chance = random.Random(seed)
+    file = chance.choice(sorted(path for path in (tmp_path / "3").rglob("*") if path.is_file()))
+    content = bytearray(file.read_bytes())
+    if harm == "delete":
+        file.unlink()
+    elif harm == "flip" and content:
+        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        file.write_bytes(content)
+    else:
+        file.write_bytes(content[: len(content) // 2] if harm == "truncate" else b"")
+    checkpoints = checkpoint.Checkpoints(tmp_path, 2)
+    restored, extra = checkpoints.restore_latest(ABSTRACT)
+    step = int(restored["step"])
+    assert step in (2, 3) and extra == {"note": step} and equal(restored, state(step))
+    checkpoints.remove_after(step)
+    checkpoints.save(step + 1, state(step + 1), {"note": step + 1}, 0.3)  # training goes on over the damaged step
+    checkpoints.close()
+    assert equal(checkpoint.load(tmp_path, "last", ABSTRACT)[0], state(step + 1))
+
+
+def test_nothing_readable_is_an_error_and_nothing_at_all_is_not(tmp_path):
+    assert checkpoint.Checkpoints(tmp_path / "new", 2).restore_latest(ABSTRACT) is None
+    save(tmp_path / "run", [0.1])
+    for path in (tmp_path / "run" / "1").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.raises(RunError, match="no checkpoint"):
+        checkpoint.Checkpoints(tmp_path / "run", 2).restore_latest(ABSTRACT)
+
+
+def test_what_a_killed_save_left_behind_is_no_checkpoint(tmp_path):
+    save(tmp_path, [0.1, 0.2])
+    shutil.copytree(tmp_path / "2", tmp_path / "3.orbax-checkpoint-tmp")
+    checkpoints = checkpoint.Checkpoints(tmp_path, 2)
+    assert int(checkpoints.restore_latest(ABSTRACT)[0]["step"]) == 2
+    checkpoints.save(3, state(3), {}, 0.3)
+    checkpoints.close()
+    assert steps(tmp_path) == [2, 3] and not list(tmp_path.glob("*tmp*"))
+
+
+def test_full_disk_is_reported_in_one_line_and_leaves_what_was_saved(tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        checkpoints = checkpoint.Checkpoints(tmp_path / "run", 2)
+        checkpoints.save(1, state(1), {}, 0.1)
+        checkpoints.wait()
+        with contextlib.suppress(OSError), (tmp_path / "other").open("wb", buffering=0) as other:
+            while True:
+                other.write(bytes(512))
+        with pytest.raises(RunError, match="could not be written") as caught:
+            checkpoints.save(2, state(2), {}, 0.2)
+            checkpoints.wait()
+        assert "\n" not in str(caught.value)
+        assert equal(checkpoint.load(tmp_path / "run", "last", ABSTRACT)[0], state(1))
+    finally:
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)

@@ -1,0 +1,63 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from mnist_flax import config as config_lib
+from mnist_flax.cli import UserError
+
+FIELDS = config_lib.flatten(config_lib.default_config())
+
+
+@pytest.mark.parametrize("recipe", sorted(config_lib.RECIPES.glob("*.py")), ids=lambda path: path.name)
+def test_every_recipe_is_valid(recipe):
+    if recipe.name != "__init__.py":
+        import importlib
+
+        config_lib.check(importlib.import_module(f"configs.{recipe.stem}").get_config())
+
+
+def test_every_field_is_ranged_or_chosen_or_free_on_purpose():
+    """A new field must say what it may be: in the tables of config.py, or here."""
+    tables = (config_lib._CHOICES, config_lib._RANGES, {f"model.{key}" for key in config_lib._PER_LAYER})
+    known = set().union(*tables)
+    free = {"data_dir", "archive_dir", "optimizer.nesterov", "model.batch_norm", "model.logits_batch_norm"}
+    assert set(FIELDS) - known == free | {"model.channels", "model.dense"}
+
+
+tuples = st.tuples(st.integers(-1, 9)) | st.just(())
+values = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | tuples
+
+
+@given(key=st.sampled_from(sorted(FIELDS)), value=values)
+@settings(max_examples=400, deadline=None)
+def test_any_value_is_accepted_or_refused_in_one_line(key, value):
+    config = config_lib.default_config()
+    with config.ignore_type():
+        config.update_from_flattened_dict({key: value})
+    try:
+        config_lib.check(config)
+    except UserError as error:
+        assert "\n" not in str(error) and key.split(".")[-1].split("_")[0] in str(error)
+    else:
+        assert isinstance(value, type(FIELDS[key]) | int) or FIELDS[key] is None
+
+
+def test_unknown_and_missing_fields_are_named():
+    config = config_lib.default_config()
+    with config.unlocked():
+        config.optimizer.learnin_rate = 0.1
+    with pytest.raises(UserError, match=r"did you mean config\.optimizer\.learning_rate"):
+        config_lib.check(config)
+    with pytest.raises(UserError, match="is missing"):
+        config_lib.check(ConfigDict({"seed": 0}))
+
+
+def test_differences_ignore_where_data_lies_and_how_tuples_are_written():
+    old, new = config_lib.default_config(), config_lib.default_config()
+    new.data_dir = "/elsewhere"
+    plain = old.to_dict()
+    plain["model"]["channels"] = list(plain["model"]["channels"])
+    assert config_lib.differences(plain, new) == []
+    new.model.channels = (1, 2)
+    assert config_lib.differences(plain, new) == ["model.channels: [32, 64] -> [1, 2]"]

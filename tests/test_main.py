@@ -1,0 +1,234 @@
+import json
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.commands import ROOT, command, final_state, finish, records, start, wait_for
+
+# A small network with everything on that could depend on where a run was stopped.
+SMALL = (
+    "--config=configs/digits.py",
+    "--config.model.channels=(4,8)",
+    "--config.model.dense=(16,)",
+    "--config.model.dropout_rate=0.2",
+    "--config.optimizer.learning_rate=0.01",
+    "--config.model.batch_norm=True",
+    "--config.model.conv_dropout_rate=0.1",
+    "--config.optimizer.ema_decay=0.9",
+    "--config.optimizer.accumulate_steps=2",
+    "--config.augment.rotation=10.0",
+    "--config.augment.shift=2.0",
+    "--config.augment.elastic_alpha=4.0",
+    "--config.num_epochs=3",
+)
+SUMMARY = {
+    "dataset": str,
+    "parameters": int,
+    "steps": int,
+    "epochs": int,
+    "train_accuracy": float,
+    "validation_accuracy": float,
+    "test_accuracy": float,
+    "test_loss": float,
+    "test_errors": int,
+    "train_seconds": float,
+    "total_seconds": float,
+    "compile_seconds": float,
+    "images_per_second": float,
+    "device": str,
+}
+
+
+@pytest.fixture(scope="module")
+def small(digits_data_dir):
+    return (*SMALL, f"--config.data_dir={digits_data_dir}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(small, tmp_path_factory):
+    """A run of `small` that nothing stopped: its directory and what it printed."""
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    return workdir, command("mnist_flax.main", *small, f"--workdir={workdir}").stdout
+
+
+def test_leaves_the_run_directory_that_other_tools_rely_on(undisturbed):
+    workdir, out = undisturbed
+    assert out.splitlines()[0] == str(workdir)
+    summary = json.loads((workdir / "summary.json").read_text())
+    for key, kind in SUMMARY.items():
+        assert isinstance(summary[key], kind), key
+    assert summary["dataset"] == "digits" and summary["epochs"] == 3
+    assert summary["test_accuracy"] == pytest.approx(1 - summary["test_errors"] / 359, abs=1e-12)
+    assert summary["test_accuracy"] > 0.5
+
+    recorded = json.loads((workdir / "config.json").read_text())
+    assert recorded["config"]["optimizer"]["ema_decay"] == 0.9
+    assert recorded["versions"]["jax"] and recorded["device"]["count"] == 1
+
+    lines = records(workdir)
+    assert [(r["epoch"], r["split"]) for r in lines] == [(e, s) for e in (1, 2, 3) for s in ("train", "validation")]
+    assert set(lines[0]) == {
+        *("step", "epoch", "split", "loss", "accuracy", "learning_rate", "images_per_second", "seconds")
+    }
+    assert any((workdir / "tb").glob("events.out.tfevents.*"))
+    for name in ("learning_curves", "confusion_matrix", "mistakes", "filters", "reliability"):
+        assert (workdir / "figures" / f"{name}.png").stat().st_size > 5_000
+    assert (workdir / "report.html").stat().st_size > 50_000
+
+
+def test_finished_run_prints_its_summary_and_trains_no_more(undisturbed, small):
+    workdir, _ = undisturbed
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    again = command("mnist_flax.main", *small, f"--workdir={workdir}")
+    assert "test_accuracy" in again.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+
+
+def test_evaluate_repeats_the_recorded_score(undisturbed):
+    workdir, _ = undisturbed
+    out = command("mnist_flax.evaluate", workdir).stdout
+    summary = json.loads((workdir / "summary.json").read_text())
+    scores = json.loads((workdir / "evaluation_test.json").read_text())
+    assert scores["errors"] == summary["test_errors"] and scores["accuracy"] == summary["test_accuracy"]
+    assert "95 %" in out
+    command("mnist_flax.evaluate", workdir, "--split=validation", "--checkpoint=best")
+    best = max(r["accuracy"] for r in records(workdir) if r["split"] == "validation")
+    validation = json.loads((workdir / "evaluation_validation.json").read_text())
+    assert validation["accuracy"] == pytest.approx(best, abs=1e-6)
+
+
+@pytest.mark.parametrize("feed", ["device", "stream"])
+def test_killed_anywhere_and_started_again_ends_bit_for_bit_the_same(feed, small, undisturbed, tmp_path):
+    arguments = (*small, f"--config.feed={feed}", f"--workdir={tmp_path / 'run'}")
+    chance = random.Random(feed)
+    for epoch in (1, 2):  # killed at a random moment after this epoch was recorded
+        process = start("mnist_flax.main", *arguments)
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        wait_for(lambda: metrics.exists() and f'"epoch": {epoch}' in metrics.read_text(), process)  # noqa: B023
+        try:
+            process.wait(chance.uniform(0, 0.5))
+        except Exception:
+            process.kill()
+        finish(process, None)
+    command("mnist_flax.main", *arguments)
+    assert final_state(tmp_path / "run") == final_state(undisturbed[0])
+    strip = ("step", "epoch", "split", "loss", "accuracy", "learning_rate")
+    for mine, theirs in zip(records(tmp_path / "run"), records(undisturbed[0]), strict=True):
+        assert [mine[key] for key in strip] == [theirs[key] for key in strip]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_and_prints_the_command_that_resumes(number, small, undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    process = start("mnist_flax.main", *small, f"--workdir={workdir}")
+    wait_for(lambda: (workdir / "metrics.jsonl").exists(), process)
+    process.send_signal(number)
+    out = finish(process, 0).stdout
+    assert not (workdir / "summary.json").exists()
+    resume = out.splitlines()[-1]
+    assert resume.startswith("python -m mnist_flax.main ") and str(workdir) in resume
+    command("mnist_flax.main", *small, f"--workdir={workdir}")
+    assert final_state(workdir) == final_state(undisturbed[0])
+
+
+def test_damaged_latest_checkpoint_falls_back_with_a_warning(small, undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    process = start("mnist_flax.main", *small, f"--workdir={workdir}")
+    checkpoints = workdir / "checkpoints"
+    wait_for(lambda: len([p for p in checkpoints.glob("*") if p.name.isdigit()]) == 2, process)
+    process.kill()
+    finish(process, None)
+    latest = max((p for p in checkpoints.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    largest = max((p for p in latest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    again = command("mnist_flax.main", *small, f"--workdir={workdir}")
+    assert f"Checkpoint {latest.name} is damaged" in again.stderr
+    assert final_state(workdir) == final_state(undisturbed[0])
+
+
+def test_eight_devices_train_like_one_and_resume_on_one(small, undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = (*small, f"--workdir={workdir}")
+    process = start("mnist_flax.main", *arguments, devices=8)
+    wait_for(lambda: (workdir / "metrics.jsonl").exists() and len(records(workdir)) >= 4, process, 200)
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    eight = records(workdir)
+    command("mnist_flax.main", *arguments)
+    for mine, theirs in zip(records(workdir), records(undisturbed[0]), strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=2e-2), mine
+    for mine, theirs in zip(eight[:2], records(undisturbed[0]), strict=False):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3), mine
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--config=configs/nowhere.py"], "nowhere.py"),
+        (["--config.optimizer.learning_rat=0.1"], "learning_rate"),
+        (["--config.num_epochs=ten"], "num_epochs"),
+        (["--config.num_epochs=0"], "at least 1"),
+        (["--config.optimizer.learning_rate=nan"], "learning_rate"),
+        (["--config.dataset=minst"], "fashion_mnist"),
+        (["--config.model.kernel_sizes=(3,3,3)"], "channels"),
+        (["--config.batch_size=100000"], "training examples"),
+        (["--config.validation_examples=100000"], "validation_examples"),
+        (["--workdir=README.md"], "README.md"),
+        (["--workdir=tests"], "tests"),
+        (["train"], "--config.KEY"),
+        (["--confg=configs/digits.py"], "confg"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_status_2(arguments, hint, digits_data_dir):
+    base = () if arguments[0].startswith("--config=") else ("--config=configs/digits.py",)
+    ended = command("mnist_flax.main", *base, f"--config.data_dir={digits_data_dir}", *arguments, status=2)
+    assert len(ended.stderr.strip().splitlines()) == 1 and ended.stderr.startswith("error: "), ended.stderr
+    assert hint in ended.stderr
+
+
+def test_another_config_in_the_directory_is_refused_and_named(undisturbed, small):
+    workdir, _ = undisturbed
+    before = (workdir / "config.json").read_bytes()
+    ended = command("mnist_flax.main", *small, "--config.seed=1", f"--workdir={workdir}", status=2)
+    assert "seed: 0 -> 1" in ended.stderr
+    assert (workdir / "config.json").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(small, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = (
+        *small,
+        "--config.optimizer.name=sgd",
+        "--config.optimizer.learning_rate=3e38",
+        "--config.optimizer.warmup_epochs=0.0",
+    )
+    ended = command("mnist_flax.main", *arguments, f"--workdir={workdir}", status=1)
+    assert "the loss became" in ended.stderr and "at step " in ended.stderr
+    assert not (workdir / "summary.json").exists()
+
+
+def test_patience_and_target_stop_early(small, tmp_path):
+    workdir = tmp_path / "run"
+    command("mnist_flax.main", *small, "--config.target_accuracy=0.05", f"--workdir={workdir}")
+    assert json.loads((workdir / "summary.json").read_text())["epochs"] == 1
+
+
+def test_runs_from_any_directory_under_a_new_name(small, tmp_path):
+    out = command("mnist_flax.main", *small, "--config.num_epochs=1", cwd=tmp_path).stdout
+    workdir = tmp_path / out.splitlines()[0]
+    assert workdir.parent == tmp_path / "runs" / "digits"
+    assert (workdir / "summary.json").exists()
+
+
+def test_imports_neither_tensorflow_nor_what_only_tools_need(small, tmp_path):
+    code = (
+        "import sys; from mnist_flax import conclude, loop, data; "
+        "bad = {'tensorflow', 'sklearn', 'matplotlib', 'skimage', 'torch', 'optuna'} & set(sys.modules); "
+        "sys.exit(f'imported: {bad}' if bad else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
