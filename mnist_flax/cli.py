@@ -3,11 +3,13 @@
 import errno
 import logging as std_logging
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
 
+STARTED = time.perf_counter()  # every command imports this module first: about when its process began
 # Failures of storage, which can come up wherever a file is written: one line says all there is to say.
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES}
 

@@ -6,17 +6,12 @@ from pathlib import Path
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mnist_flax import checkpoint, data, devices, evaluate, metrics, model, progress, report, run, train
+from mnist_flax import checkpoint, cli, data, devices, evaluate, metrics, model, progress, report, run, train
 from mnist_flax.loop import Result
 
 
-def conclude(
-    config: ConfigDict, splits: data.Splits, result: Result, directory: Path, mesh: Mesh, started: float
-) -> dict:
-    """Writes figures, report and, last of all, summary.json; gives and prints the summary.
-
-    `started` is the `time.perf_counter()` at which this process began.
-    """
+def conclude(config: ConfigDict, splits: data.Splits, result: Result, directory: Path, mesh: Mesh) -> dict:
+    """Writes figures, report and, last of all, summary.json; gives and prints the summary."""
     names = data.CLASS_NAMES[config.dataset]
     state = result.state
     if config.checkpoint.select == "best":
@@ -45,7 +40,7 @@ def conclude(
         "test_loss": scores["test"]["negative_log_likelihood"],
         "test_errors": scores["test"]["errors"],
         "train_seconds": result.train_seconds,
-        "total_seconds": result.earlier_seconds + time.perf_counter() - started,
+        "total_seconds": result.earlier_seconds + time.perf_counter() - cli.STARTED,
         "compile_seconds": result.compile_seconds,
         "images_per_second": examples / result.train_seconds,
         "device": f"{device['count']} x {device['kind']}",
@@ -59,7 +54,7 @@ def conclude(
         kernel=model.first_kernel(state.variables()),
         class_names=names,
     )
-    summary["total_seconds"] = result.earlier_seconds + time.perf_counter() - started
+    summary["total_seconds"] = result.earlier_seconds + time.perf_counter() - cli.STARTED
     run.write_json(directory / "summary.json", summary)
     progress.print_summary(summary)
     return summary
