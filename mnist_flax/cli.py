@@ -61,7 +61,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     """
 
     logging.set_verbosity(logging.INFO)
-    logging.get_absl_logger().addFilter(_is_worth_showing)
+    logging.get_absl_handler().addFilter(_is_worth_showing)
 
     def parse(arguments: Sequence[str]) -> list[str]:
         try:
