@@ -39,13 +39,14 @@ def main(argv: list[str]) -> None:
     datasets = {summary["dataset"] for summary in summaries}
     if len(datasets) > 1:
         raise cli.UserError(f"these runs are of different datasets ({', '.join(sorted(datasets))}): summarize one")
-    table = Table("run", "seed", *FIELDS, title=f"{datasets.pop()}, {summaries[0]['device']}", title_justify="left")
-    for directory, summary in zip(argv[1:], summaries, strict=True):
-        table.add_row(directory, str(summary["seed"]), *(_shown(name, summary[name]) for name in FIELDS))
+    headings = (name.removesuffix("_accuracy").replace("_seconds", " s") for name in FIELDS)
+    table = Table("run", "seed", *headings, title=f"{datasets.pop()}, {summaries[0]['device']}", title_justify="left")
+    for name, summary in zip(argv[1:], summaries, strict=True):
+        table.add_row(Path(name).name, str(summary["seed"]), *(_shown(field, summary[field]) for field in FIELDS))
     table.add_section()
     columns = [[summary[name] for summary in summaries if summary[name] is not None] for name in FIELDS]
     figures = [mean_interval(column) if column else (None, None, None) for column in columns]
-    for i, row in enumerate(("mean", "standard deviation", "95 % interval of the mean, +-")):
+    for i, row in enumerate(("mean", "deviation", "95 % +-")):
         cells = (_shown(name, figure[i]) for name, figure in zip(FIELDS, figures, strict=True))
         table.add_row(row, f"n = {len(summaries)}", *cells)
     progress.console.print(table)
