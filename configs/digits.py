@@ -13,4 +13,11 @@ def get_config() -> ConfigDict:
     config.dataset = "digits"
     config.num_epochs = 30
     config.batch_size = 32
+    config.model.channels = (32, 64)
+    config.model.pool_sizes = (2,)
+    config.optimizer.ema_decay = 0.99  # an epoch has 41 steps
+    config.augment.rotation = 10.0
+    config.augment.shift = 1.5
+    config.augment.zoom = 0.1
+    config.augment.shear = 0.1
     return config

@@ -85,7 +85,7 @@ def conv(x: Activations, kernel: Kernel, *, stride: int, padding: str, impl: Imp
     (bfloat16 products accumulate in float32) and returns it.
     """
     if impl == "matmul":
-        return _products(_Layer(stride, padding, None), x, kernel, None)
+        return _products(_Layer(stride, padding, None), x, _beside(x, kernel), None)
     numbers = ("NHWC", "HWIO", "NHWC")
     kernel = kernel.astype(x.dtype)
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=numbers)
@@ -123,7 +123,7 @@ def conv_bias_relu_pool(
 ) -> Activations:
     """`pool(relu(conv(x, kernel) + bias))`: a whole layer without normalisation, in its fastest form."""
     if impl == "matmul" and (pooling == "max" or pool_size == 1):
-        return _products(_Layer(stride, padding, pool_size), x, kernel, bias)
+        return _products(_Layer(stride, padding, pool_size), x, _beside(x, kernel), _beside(x, bias))
     y = conv(x, kernel, stride=stride, padding=padding, impl=impl)
     return relu_pool(y + per_channel(bias, impl).astype(y.dtype), pool_size, pooling)
 
@@ -131,8 +131,13 @@ def conv_bias_relu_pool(
 def dense(x: Float[Array, "batch in"], kernel: Matrix, impl: Implementation) -> Float[Array, "batch out"]:
     """`x @ kernel` in the type of `x`; with "matmul" in bfloat16, gradients take the fast form too."""
     if impl == "matmul" and x.dtype == jnp.bfloat16:
-        return _dense(x, kernel)
+        return _dense(x, _beside(x, kernel))
     return x @ kernel.astype(x.dtype)
+
+
+def _beside(x: Array, parameter: Array) -> Array:
+    """The parameter, in `shard_map` as one copy a device like `x`: its gradient is then summed over devices."""
+    return parameter + jnp.zeros_like(x, parameter.dtype, ())
 
 
 # Maxima over windows
@@ -442,7 +447,7 @@ def _products_bwd(layer, residuals, gradient):
     d_matrix, d_rows, _ = _over_tiles(plan, gradient.shape[3], body, carry)
     d_matrix = _transposed(d_matrix) if swap else d_matrix
     (d_kernel,) = jax.linear_transpose(to_matrix, kernel)(d_matrix.astype(kernel.dtype))
-    (d_x,) = jax.linear_transpose(partial(_sort, plan), jax.ShapeDtypeStruct(x.shape, wide))(d_rows)
+    (d_x,) = jax.linear_transpose(partial(_sort, plan), x.astype(wide))(d_rows)
     d_bias = None
     if bias is not None:
         d_bias = jnp.where(index < plan.pool_size**2, gradient, 0).sum((1, 2, 3), bias.dtype)
