@@ -3,7 +3,7 @@
 from PIL import Image, ImageDraw, ImageFont
 
 from mnist_flax.images import Grey
-from mnist_flax.reading import UNREADABLE, Reading
+from mnist_flax.reading import Reading
 
 SURE, UNSURE, NUMBER = (0, 114, 178), (213, 94, 0), (0, 158, 115)  # told apart by colour-blind people (Okabe and Ito)
 
@@ -24,10 +24,10 @@ def annotate(picture: Grey, reading: Reading) -> Image.Image:
             bottom = float(boxes[:, 3].max()) + 2 * width
             draw.line((boxes[:, 0].min(), bottom, boxes[:, 2].max(), bottom), NUMBER, width)
             for digit in number.digits:
-                colour = UNSURE if digit.text == UNREADABLE else SURE
+                colour = UNSURE if not digit.answered else SURE
                 left, top, right, low = digit.box
                 draw.rectangle((left - width, top - width, right + width - 1, low + width - 1), None, colour, width)
-                text = digit.text if digit.text != UNREADABLE else f"?({digit.likeliest})"
+                text = digit.text if digit.answered else f"?({digit.likeliest})"
                 font = ImageFont.load_default(max(10, round(0.45 * float(np.median(boxes[:, 3] - boxes[:, 1])))))
                 place = (max(0.0, (left + right) / 2), max(0.0, top - 2 * width))
                 draw.text(place, text, colour, font, anchor="mb" if place[1] > font.size else "mt")

@@ -15,10 +15,12 @@ from mnist_flax.cli import UserError
 # Only these decoders are ever tried: others of Pillow's start programs (EPS) or are of no use here.
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".webp", ".bmp")
+Grey = Float[np.ndarray, "height width"]  # 0 black, 1 white
+
 MAX_PIXELS = 150_000_000  # an A4 page at 1,200 dots an inch has 139 million; 8-bit colour is then 450 MB
 
 
-def load(source: Path | str | IO[bytes], name: str | None = None) -> Float[np.ndarray, "height width"]:
+def load(source: Path | str | IO[bytes], name: str | None = None) -> Grey:
     """Grey levels of an image, 0 black to 1 white, upright as EXIF says; of several frames the first.
 
     Colour becomes luma (ITU-R BT.601); what is transparent shows white paper, or black where the drawing
@@ -66,7 +68,7 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise UserError(f"{name} has no pixel")
 
 
-def grey_levels(image: Image.Image) -> Float[np.ndarray, "height width"]:
+def grey_levels(image: Image.Image) -> Grey:
     """A decoded image as float32 grey levels in [0, 1]; 16 bits keep their precision.
 
     Raises:
@@ -79,11 +81,11 @@ def grey_levels(image: Image.Image) -> Float[np.ndarray, "height width"]:
     return _unit(image.convert("RGB").convert("L") if image.mode == "CMYK" else image.convert("L"))
 
 
-def _unit(image: Image.Image) -> Float[np.ndarray, "height width"]:
+def _unit(image: Image.Image) -> Grey:
     return np.asarray(image, np.float32) / 255
 
 
-def _deep_grey(image: Image.Image) -> Float[np.ndarray, "height width"]:
+def _deep_grey(image: Image.Image) -> Grey:
     """16 bits over their range; floats and 32 bits, which have no range of their own, over what occurs."""
     levels = np.asarray(image, np.float32)
     if image.mode.startswith("I;16") or (image.mode == "I" and 255 < levels.max() <= 65_535 and levels.min() >= 0):
@@ -94,7 +96,7 @@ def _deep_grey(image: Image.Image) -> Float[np.ndarray, "height width"]:
     return (levels - low) / (high - low) if high > low else np.ones_like(levels)
 
 
-def _over_paper(image: Image.Image) -> Float[np.ndarray, "height width"]:
+def _over_paper(image: Image.Image) -> Grey:
     """White paper behind what is transparent; black where all that can be seen is light."""
     alpha, luma = _unit(image.getchannel("A")), _unit(image.convert("RGB").convert("L"))
     visible = alpha > 0.5

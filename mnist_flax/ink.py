@@ -3,10 +3,11 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from PIL import Image
 
-Grey = Float[np.ndarray, "height width"]
+from mnist_flax.images import Grey
+
 Mask = Bool[np.ndarray, "height width"]
 
 LOW, HIGH = 0.35, 0.6  # share of the ink's contrast that a stroke has everywhere, and somewhere

@@ -1,5 +1,7 @@
 """Reading order: marks into lines, digits into numbers."""
 
+import itertools
+
 import numpy as np
 from jaxtyping import Bool
 
@@ -48,7 +50,7 @@ def number_breaks(boxes: list[Box], height: float, separators: Bool[np.ndarray, 
     """
     if len(boxes) < 2:
         return []
-    pairs = list(zip(boxes, boxes[1:], strict=False))
+    pairs = list(itertools.pairwise(boxes))
     gaps = np.array([b[0] - a[2] for a, b in pairs]) / height
     parted = np.array([_parted(a, b, separators) for a, b in pairs])
     if parted.mean() > 0.5:

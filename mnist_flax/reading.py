@@ -12,14 +12,13 @@ from mnist_flax import ink as ink_lib
 from mnist_flax import layout as layout_lib
 from mnist_flax import rules, segment
 from mnist_flax.cli import UserError
+from mnist_flax.images import Grey
 from mnist_flax.recogniser import Recogniser
 from mnist_flax.segment import Span
 
 LAYOUTS = ("digit", "line", "page")
 UNREADABLE = "?"
 WORKING_PIXELS = 6_000_000  # larger pictures are reduced: an A4 page at 250 dots an inch
-
-Grey = Float[np.ndarray, "height width"]
 
 
 class Digit(NamedTuple):
@@ -29,6 +28,10 @@ class Digit(NamedTuple):
     probabilities: tuple[float, ...]
     box: tuple[float, float, float, float]  # left, top, right, bottom in the picture's pixels
     image: UInt8[np.ndarray, "28 28"]  # what the network saw
+
+    @property
+    def answered(self) -> bool:
+        return self.text != UNREADABLE
 
 
 class Number(NamedTuple):
@@ -134,9 +137,7 @@ def _line(
         confidence = float(probabilities[likeliest])
         text = str(likeliest) if confidence >= threshold else UNREADABLE
         box = _box_in_picture(lattice[index].box, sheet.to_picture)
-        digits.append(
-            Digit(text, likeliest, confidence, tuple(map(float, probabilities)), box, lattice[index].image)
-        )
+        digits.append(Digit(text, likeliest, confidence, tuple(map(float, probabilities)), box, lattice[index].image))
     breaks = layout_lib.number_breaks([lattice[i].box for i in path], sheet.height, sheet.separators)
     numbers: list[list[Digit]] = [[digits[0]]]
     for digit, new in zip(digits[1:], breaks, strict=True):
@@ -169,7 +170,7 @@ def to_json(reading: Reading) -> dict[str, Any]:
 
 def _digit_to_json(digit: Digit) -> dict[str, Any]:
     return {
-        "digit": None if digit.text == UNREADABLE else digit.likeliest,
+        "digit": digit.likeliest if digit.answered else None,
         "box": [round(edge, 1) for edge in digit.box],
         "confidence": round(digit.confidence, 6),
         "probabilities": [round(p, 6) for p in digit.probabilities],

@@ -111,7 +111,9 @@ def _validation_split(run: Run):
     from mnist_flax import data, prepare
 
     config = run.config
-    if not config.validation_examples or not (config.dataset == "digits" or prepare.is_prepared(config.dataset, config.data_dir)):
+    if not config.validation_examples or not (
+        config.dataset == "digits" or prepare.is_prepared(config.dataset, config.data_dir)
+    ):
         return None
     return data.load(config).validation
 

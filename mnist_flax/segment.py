@@ -4,6 +4,7 @@ What is doubtful is not decided here: a line of marks becomes a lattice of spans
 the recogniser chooses the path (LeCun et al. 1998, section V: heuristic over-segmentation).
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -216,10 +217,7 @@ def _parts(mask, seams) -> list[np.ndarray]:
     across = np.arange(mask.shape[1])[None]
     edges = [np.zeros(len(mask), int), *seams, np.full(len(mask), mask.shape[1])]
     ordered = np.maximum.accumulate(np.stack(edges), axis=0)
-    return [
-        mask & (across >= left[:, None]) & (across < right[:, None])
-        for left, right in zip(ordered, ordered[1:], strict=False)
-    ]
+    return [mask & (across >= left[:, None]) & (across < right[:, None]) for left, right in itertools.pairwise(ordered)]
 
 
 def _trim(mask, box: Box) -> tuple[np.ndarray, Box]:
@@ -239,8 +237,8 @@ def _form(ink: Ink, atoms: list, box: Box) -> UInt8[np.ndarray, "28 28"]:
 
     left, top, right, bottom = box
     mask = np.zeros((bottom - top + 2, right - left + 2), bool)  # a pixel around for soft edges
-    for part, (l, t, r, b), _ in atoms:
-        mask[t - top + 1 : b - top + 1, l - left + 1 : r - left + 1] |= part
+    for part, (x, y, _, _), _ in atoms:
+        mask[y - top + 1 :, x - left + 1 :][: part.shape[0], : part.shape[1]] |= part
     level = np.zeros(mask.shape, np.float32)
     y0, x0 = max(0, top - 1), max(0, left - 1)
     crop = ink.level[y0 : bottom + 1, x0 : right + 1]
@@ -249,9 +247,7 @@ def _form(ink: Ink, atoms: list, box: Box) -> UInt8[np.ndarray, "28 28"]:
     return mnist_form(level * ndimage.binary_dilation(mask) * ~foreign)
 
 
-def best_path(
-    spans: list[Span], scores: Float[np.ndarray, " spans"]
-) -> list[int]:
+def best_path(spans: list[Span], scores: Float[np.ndarray, " spans"]) -> list[int]:
     """Indices of the spans of the path with the greatest sum of `scores` less penalties (Viterbi)."""
     stop = max((span.stop for span in spans), default=0)
     best = [(0.0, -1)] + [(-np.inf, -1)] * stop
