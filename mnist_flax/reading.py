@@ -68,7 +68,7 @@ class Sheet(NamedTuple):
 def require_packages() -> None:
     """Raises UserError unless the extra that finds digits is installed."""
     try:
-        import scipy.ndimage
+        import scipy.ndimage  # noqa: F401
         import skimage.filters  # noqa: F401
     except ImportError as error:
         raise UserError(f"{error.name} is not installed: pip install 'mnist_flax[predict]'") from error
@@ -88,13 +88,16 @@ def read(pictures: Sequence[Grey], layout: str, recogniser: Recogniser, threshol
 
 def find(picture: Grey, layout: str) -> Sheet:
     """Finds what may be digits in a picture."""
-    reduced = max(1.0, math.sqrt(picture.size / WORKING_PIXELS))
-    grey, to_picture = _resized(picture, reduced)
+    grey, to_picture = _resized(picture, max(1.0, math.sqrt(picture.size / WORKING_PIXELS)))
+    # On a page no digit is as long as this; elsewhere one may fill the picture.
+    longest = 0.3 * max(grey.shape) if layout == "page" else math.inf
     ink = ink_lib.find_ink(grey)
     if layout != "digit" and (degrees := rules.tilt(ink.mask)):
         grey, to_picture = _turned(grey, degrees, to_picture)
         ink = ink_lib.find_ink(grey)
-    height = rules.digit_height(rules.remove_rules(ink, rules.digit_height(ink.mask))[0].mask)
+    ink = rules.remove_longest_rules(ink, longest)
+    ink, _ = rules.remove_rules(ink, rules.digit_height(ink.mask))
+    height = rules.digit_height(ink.mask)
     if not height:
         return Sheet((), 0.0, np.zeros((1, 1), bool), to_picture)
     ink, separators = rules.remove_rules(ink_lib.find_ink(grey, height), height)

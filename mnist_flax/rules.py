@@ -36,17 +36,33 @@ def remove_rules(ink: Ink, height: float) -> tuple[Ink, Mask]:
     A rule is a run of ink that is straight, thin, and longer than any stroke of a digit of `height` pixels, or
     one that is part of a closed frame. It may bend and rise a little, as on photographed paper.
     """
+    frames = _frames(ink.faint, height)
+    sizes = {"stroke": height, "shortest": LONGEST_STROKE * height}
+    vertical = _lines(ink.faint.T, frames=[(box[1], box[0]) for box in frames], **sizes).T
+    return _without(ink, _lines(ink.faint, frames=frames, **sizes) | vertical, height), vertical
+
+
+def remove_longest_rules(ink: Ink, shortest: float) -> Ink:
+    """Ink without lines from edge to edge of the picture, or of at least `shortest` pixels.
+
+    For a picture of digits whose size is not known, and cannot be while squared paper connects them.
+    """
+    rows, columns = ink.mask.shape
+    stroke = 0.05 * max(rows, columns)
+    horizontal = _lines(ink.faint, stroke, min(shortest, 0.97 * columns), [])
+    vertical = _lines(ink.faint.T, stroke, min(shortest, 0.97 * rows), []).T
+    return _without(ink, horizontal | vertical, stroke)
+
+
+def _without(ink: Ink, rules: Mask, height: float) -> Ink:
     from scipy import ndimage
 
-    frames = _frames(ink.faint, height)
-    vertical = _lines(ink.faint.T, height, [(box[1], box[0]) for box in frames]).T
-    rules = _lines(ink.faint, height, frames) | vertical
     if not rules.any():
-        return ink, vertical
+        return ink
     strokes = ink.mask & ~rules
     mended = strokes | (_bridged(strokes, rules, height) & ink.mask)
     edge = ndimage.binary_dilation(mended) & ~(rules & ~mended)
-    return Ink(ink.level * edge, mended, mended), vertical
+    return Ink(ink.level * edge, mended, (ink.faint & ~rules) | mended)
 
 
 def _bridged(strokes: Mask, rules: Mask, height: float) -> Mask:
@@ -81,33 +97,35 @@ def _frames(faint: Mask, height: float) -> list[tuple[slice, slice]]:
     return frames
 
 
-def _lines(faint: Mask, height: float, frames: list[tuple[slice, slice]]) -> Mask:
-    """Pixels of horizontal rules."""
+def _lines(faint: Mask, stroke: float, shortest: float, frames: list[tuple[slice, slice]]) -> Mask:
+    """Pixels of horizontal lines that are longer than `shortest` pixels, or cross one of the frames.
+
+    `stroke` is the length of what need not be straight: the height of a digit.
+    """
     from scipy import ndimage
 
-    gap = max(1, round(0.05 * height))
-    shortest = round(0.7 * height) | 1
+    gap = max(1, round(0.05 * stroke))
     closed = _opened(~_opened(~np.pad(faint, ((0, 0), (gap, gap))), 2 * gap + 1), 1)[:, gap:-gap] | faint
-    runs = _opened(closed, shortest)
+    runs = _opened(closed, round(0.7 * stroke) | 1)
     labels, _ = ndimage.label(runs, np.ones((3, 3)))
     rules = np.zeros_like(faint)
     for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
         length = columns.stop - columns.start
-        if length < LONGEST_STROKE * height and not any(
+        if length < shortest and not any(
             _inside(rows, frame[0]) and _inside(columns, frame[1]) and length > 0.8 * _least_side(frame)
             for frame in frames
         ):
             continue
         part = labels[rows, columns] == number
         counts = part.sum(0)
-        thickness = float(np.median(counts[counts > 0]))
-        if thickness > THICKEST_RULE * height or length < 5 * thickness:
+        # Strokes may lie along the line: it is where it is thin.
+        thickness = float(np.percentile(counts[counts > 0], 25))
+        if thickness > THICKEST_RULE * stroke or length < 5 * thickness:
             continue
-        across = np.arange(len(part))[:, None]
-        middle = (part * across).sum(0) / np.maximum(counts, 1)
-        known = np.flatnonzero(counts)
+        middle = (part * np.arange(len(part))[:, None]).sum(0) / np.maximum(counts, 1)
+        known = np.flatnonzero((counts > 0) & (counts <= 1.3 * thickness + 1))
         middle = np.interp(np.arange(length), known, middle[known])
-        middle = ndimage.median_filter(middle, min(length, round(2 * height)), mode="nearest")
+        middle = ndimage.median_filter(middle, min(length, round(2 * stroke)), mode="nearest")
         reach = int(thickness / 2 + 1.5)
         for offset in range(-reach, reach + 1):
             y = np.rint(middle).astype(int) + offset + rows.start

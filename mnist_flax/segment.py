@@ -22,6 +22,7 @@ JOINED = 0.8  # a mark that is wider than this may be several digits
 APART = 0.1  # parts of one digit are no further apart
 MOST_CUTS = 4  # of one mark
 MOST_PARTS = 4  # of one digit
+MOST_CROSSED = 2.2  # strokes that a cut may cross
 
 Labels = Int[np.ndarray, "height width"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom; the last two just outside
@@ -176,40 +177,45 @@ def find_cuts(
       From left to right, for each path the column at which it passes each row, and its cost in nats: one for
       each stroke that it cuts.
     """
-    rows, columns = mask.shape
     margin, reach = 0.15 * height, max(2, round(0.2 * height))
-    found = []
-    for middle in np.arange(margin, columns - margin, 0.08 * height):
-        low, high = max(0, int(middle) - reach), min(columns, int(middle) + reach + 1)
-        seam, crossed = _seam(mask[:, low:high], (int(middle) - low))
-        if crossed <= 2.2 * stroke + 1:
-            found.append((seam + low, crossed / stroke))
-    found.sort(key=lambda cut: cut[1])
-    chosen: list[tuple[np.ndarray, float]] = []
-    for seam, cost in found:
-        if len(chosen) < MOST_CUTS and all(np.abs(seam - other).mean() > 0.1 * height for other, _ in chosen):
-            chosen.append((seam, cost))
-    return sorted(chosen, key=lambda cut: cut[0].mean())
+    middles = np.arange(margin, mask.shape[1] - margin, 0.08 * height).astype(int)
+    seams = _seams(mask, middles, reach)
+    crossed = mask[np.arange(len(mask)), seams].sum(axis=1)
+    chosen: list[int] = []
+    for i in np.argsort(crossed, kind="stable"):
+        new = all(np.abs(seams[i] - seams[other]).mean() > 0.1 * height for other in chosen)
+        if new and len(chosen) < MOST_CUTS and crossed[i] <= MOST_CROSSED * stroke + 1:
+            chosen.append(int(i))
+    return sorted(((seams[i], float(crossed[i]) / stroke) for i in chosen), key=lambda cut: cut[0].mean())
 
 
-def _seam(mask: Bool[np.ndarray, "rows columns"], middle: int) -> tuple[Int[np.ndarray, " rows"], int]:
-    """The path from top to bottom, at most a column aside a row, that crosses least ink; how much ink it crosses."""
+def _seams(
+    mask: Bool[np.ndarray, "rows columns"], middles: Int[np.ndarray, " seams"], reach: int
+) -> Int[np.ndarray, "seams rows"]:
+    """For each of `middles` the path from top to bottom that crosses least ink, within `reach` columns of it.
+
+    A path moves at most a column aside a row (seam carving: Avidan and Shamir 2007).
+    """
     rows, columns = mask.shape
-    aside = 0.02 * np.abs(np.arange(columns) - middle) / columns
-    cost = mask + aside
-    total = np.empty((rows, columns))
+    crooked, aside = 0.05, 0.02  # paths that cross as little ink are told apart by these
+    offsets = np.arange(-reach, reach + 1)
+    across = np.clip(middles[:, None] + offsets, 0, columns - 1)
+    outside = (middles[:, None] + offsets != across) * float(rows)
+    cost = mask[:, across] + outside + aside * np.abs(offsets) / reach  # [rows, seams, offsets]
+    total = np.empty(cost.shape)
     total[0] = cost[0]
-    step = 0.05  # a crooked path is no better than a straight one
+    padded = np.full((len(middles), len(offsets) + 2), np.inf)
     for y in range(1, rows):
-        before = np.pad(total[y - 1], 1, constant_values=np.inf)
-        total[y] = cost[y] + np.minimum(before[1:-1], np.minimum(before[:-2], before[2:]) + step)
-    seam = np.empty(rows, np.int64)
-    seam[-1] = int(np.argmin(total[-1]))
+        padded[:, 1:-1] = total[y - 1]
+        total[y] = cost[y] + np.minimum(total[y - 1], np.minimum(padded[:, :-2], padded[:, 2:]) + crooked)
+    every, seams = np.arange(len(middles)), np.empty((len(middles), rows), np.int64)
+    place = total[-1].argmin(axis=1)
+    seams[:, -1] = across[every, place]
     for y in range(rows - 2, -1, -1):
-        x = seam[y + 1]
-        near = range(max(0, x - 1), min(columns, x + 2))
-        seam[y] = min(near, key=lambda c: total[y, c] + step * (c != x))
-    return seam, int(mask[np.arange(rows), seam].sum())
+        near = np.clip(place[:, None] + [0, -1, 1], 0, len(offsets) - 1)
+        place = near[every, (total[y][every[:, None], near] + [0, crooked, crooked]).argmin(axis=1)]
+        seams[:, y] = across[every, place]
+    return seams
 
 
 def _parts(mask, seams) -> list[np.ndarray]:
