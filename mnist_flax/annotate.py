@@ -28,7 +28,8 @@ def annotate(picture: Grey, reading: Reading) -> Image.Image:
                 left, top, right, low = digit.box
                 draw.rectangle((left - width, top - width, right + width - 1, low + width - 1), None, colour, width)
                 text = digit.text if digit.answered else f"?({digit.likeliest})"
-                font = ImageFont.load_default(max(10, round(0.45 * float(np.median(boxes[:, 3] - boxes[:, 1])))))
+                size = max(10, round(0.45 * float(np.median(boxes[:, 3] - boxes[:, 1]))))
+                font = ImageFont.load_default(size)
                 place = (max(0.0, (left + right) / 2), max(0.0, top - 2 * width))
-                draw.text(place, text, colour, font, anchor="mb" if place[1] > font.size else "mt")
+                draw.text(place, text, colour, font, anchor="mb" if place[1] > size else "mt")
     return image

@@ -3,6 +3,7 @@
 FILE is an image, a directory of images, or `-` for a list of names on standard input.
 """
 
+import io
 import itertools
 import json
 import sys
@@ -163,7 +164,8 @@ def main(argv: list[str]) -> int:
     failed = False
     taken: set[str] = set()
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="surrogateescape")  # names of files are bytes
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")  # names of files are bytes
     for batch in batches(find(item, layout) for item in image_names(argv[2:], sys.stdin)):
         results = iter(reading.recognise([item.sheet for item in batch if item.sheet], recogniser, threshold))
         for item in batch:

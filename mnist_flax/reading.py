@@ -202,7 +202,11 @@ def _turned(grey: Grey, degrees: float, to_picture: np.ndarray) -> tuple[Grey, n
     paper = float(np.median(grey))
     image = Image.fromarray(np.ascontiguousarray(grey))
     level = image.transform(
-        (new_width, new_height), Image.Transform.AFFINE, turn.ravel(), Image.Resampling.BICUBIC, fillcolor=paper
+        (new_width, new_height),
+        Image.Transform.AFFINE,
+        turn.ravel().tolist(),
+        Image.Resampling.BICUBIC,
+        fillcolor=paper,
     )
     whole = np.vstack([to_picture, [0, 0, 1]]) @ np.vstack([turn, [0, 0, 1]])
     return np.clip(np.asarray(level), 0, 1), whole[:2]

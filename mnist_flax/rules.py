@@ -1,7 +1,7 @@
 """Printed lines on the paper: how far it is turned, and ink without rules, boxes and grids."""
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from mnist_flax.ink import Ink
 
@@ -152,7 +152,7 @@ def _opened(mask: Mask, length: int) -> Mask:
     return ndimage.maximum_filter1d(eroded, length, axis=1, mode="constant").astype(bool)
 
 
-def digit_height(mask: Mask) -> Float[np.ndarray, ""] | float:
+def digit_height(mask: Mask) -> float:
     """Pixels of a typical digit's height: the median over marks that may be digits, large ones counting more.
 
     Marks that are far wider than high, or closed frames, are none. 0 where there is no ink.
