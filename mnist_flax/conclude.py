@@ -40,7 +40,7 @@ def conclude(config: ConfigDict, splits: data.Splits, result: Result, directory:
         "dataset": config.dataset,
         "seed": config.seed,
         "parameters": result.parameters,
-        "steps": int(state.step),
+        "steps": int(result.state.step),
         "epochs": result.records[-1]["epoch"],
         "train_accuracy": scores["train"]["accuracy"],
         "validation_accuracy": scores["validation"]["accuracy"] if "validation" in scores else None,
