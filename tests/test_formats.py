@@ -91,7 +91,7 @@ def test_onnx_is_compact_and_standard(trained, splits, tmp_path):
     layers = ["Conv", "Relu", "MaxPool"] * 2 + ["Transpose", "Reshape", "Gemm", "Relu", "Gemm", "Softmax"]
     assert kinds[-len(layers) :] == layers
     assert set(kinds[: -len(layers)]) <= {"Reshape", "Cast", "Div", "Transpose"}
-    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert next(dimension.dim_param for dimension in model.graph.input[0].type.tensor_type.shape.dim) == "batch"
     properties = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
     assert properties["class_names"] == list(data.CLASS_NAMES["digits"])
     assert properties["config"]["dataset"] == "digits"
