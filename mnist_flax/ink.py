@@ -11,15 +11,16 @@ from mnist_flax.images import Grey
 Mask = Bool[np.ndarray, "height width"]
 
 LOW, HIGH = 0.35, 0.6  # share of the ink's contrast that a stroke has everywhere, and somewhere
+EDGE, STEEPNESS = 0.4, 1.5  # share at which a stroke ends; levels a share there
 FAINT = 0.2  # share of the ink's contrast that printed rules have
 LEAST_CONTRAST = 0.08  # share of the paper's light that ink must take to be ink
 _OVERVIEW = 36  # pixels of the longer side, for what varies slowly
 
 
 class Ink(NamedTuple):
-    level: Grey  # 0 paper, 1 ink, in between at the edges of strokes
-    mask: Mask  # where the level is at least a half
-    faint: Mask  # the mask, and all that is paler but no noise: printed rules
+    share: Grey  # darkness, as a share of that of full ink
+    mask: Mask  # strokes
+    faint: Mask  # strokes, and all that is paler but no noise: printed rules
 
 
 def find_ink(grey: Grey, scale: float | None = None) -> Ink:
@@ -52,10 +53,13 @@ def find_ink(grey: Grey, scale: float | None = None) -> Ink:
         return Ink(nothing.astype(np.float32), nothing, nothing)
     share, noise = darkness / contrast, 3 * spread / contrast
     strokes = filters.apply_hysteresis_threshold(share, max(LOW, noise), max(HIGH, noise))
-    # Edges steeper than the lens left them.
-    level = np.clip(0.5 + 1.5 * (share - 0.4), 0, 1) * ndimage.binary_dilation(strokes)
-    mask = level >= 0.5
-    return Ink(level.astype(np.float32), mask, mask | (share > max(FAINT, noise)))
+    mask = strokes & (share >= EDGE)
+    return Ink(share, mask, mask | (share > max(FAINT, noise)))
+
+
+def level(share: Grey) -> Grey:
+    """How much of a pixel is ink, 0 to 1: the edges of strokes steeper than the lens left them."""
+    return np.clip(0.5 + STEEPNESS * (share - EDGE), 0, 1)
 
 
 def ink_is_light(grey: Grey) -> bool:

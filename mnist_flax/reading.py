@@ -132,7 +132,7 @@ def _line(
     sheet: Sheet, lattice: Sequence[Span], scores: Float[np.ndarray, "spans classes"], threshold: float
 ) -> tuple[Number, ...]:
     """The numbers of a line: the best path through its lattice, parted where a number ends."""
-    path = segment.best_path(list(lattice), scores.max(axis=1))
+    path = segment.best_path(lattice, scores.max(axis=1), sheet.height)
     digits = []
     for index in path:
         probabilities = np.exp(scores[index])

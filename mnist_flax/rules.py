@@ -9,6 +9,7 @@ Mask = Bool[np.ndarray, "height width"]
 
 LONGEST_STROKE = 1.8  # digit heights: what is straight and longer is a rule
 THICKEST_RULE = 0.25  # digit heights
+PALE = 0.75  # share of the ink's darkness: what rules have that are paler than ink
 _MAX_TILT = 8.0  # degrees
 
 
@@ -60,9 +61,13 @@ def _without(ink: Ink, rules: Mask, height: float) -> Ink:
     if not rules.any():
         return ink
     strokes = ink.mask & ~rules
+    # Where ink is darker than the rule that it crosses, that tells them apart.
+    tone = float(np.percentile(ink.share[rules], 75))
+    if tone < PALE:
+        crossing = ink.mask & rules & (ink.share > (1 + tone) / 2)
+        strokes = ndimage.binary_propagation(strokes, np.ones((3, 3)), strokes | crossing)
     mended = strokes | (_bridged(strokes, rules, height) & ink.mask)
-    edge = ndimage.binary_dilation(mended) & ~(rules & ~mended)
-    return Ink(ink.level * edge, mended, (ink.faint & ~rules) | mended)
+    return Ink(ink.share * ~(rules & ~mended), mended, (ink.faint & ~rules) | mended)
 
 
 def _bridged(strokes: Mask, rules: Mask, height: float) -> Mask:

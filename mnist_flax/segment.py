@@ -5,24 +5,30 @@ the recogniser chooses the path (LeCun et al. 1998, section V: heuristic over-se
 """
 
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from mnist_flax.ink import Ink
+from mnist_flax.ink import EDGE, Ink, level
 from mnist_flax.normal_form import mnist_form
 
 # In heights of a digit, unless said otherwise
 SPECK = 0.22  # marks smaller than this in both directions are dirt
 FRAGMENT = 0.5  # a mark that is lower than this is part of a digit
 NEAR = 0.25  # distance from its digit to a fragment
-TALLEST, WIDEST = 2.2, 1.35  # of one digit
+TALLEST, WIDEST = 2.2, 1.5  # of one digit
 JOINED = 0.8  # a mark that is wider than this may be several digits
 APART = 0.1  # parts of one digit are no further apart
-MOST_CUTS = 4  # of one mark
+MOST_CUTS = 5  # of one mark
 MOST_PARTS = 4  # of one digit
 MOST_CROSSED = 2.2  # strokes that a cut may cross
+
+# What a reading of a line costs, in nats; found on training digits, single and touching.
+DOUBT = 6.0  # a nat of the recogniser's
+CUT, JOIN = 0.25, 2.0  # a stroke that is cut, a mark that is joined to another
+WIDE, LOW = 12.0, 8.0  # the square of a height too wide, a height too low
 
 Labels = Int[np.ndarray, "height width"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom; the last two just outside
@@ -35,7 +41,8 @@ class Span(NamedTuple):
     stop: int
     box: Box
     image: UInt8[np.ndarray, "28 28"]
-    penalty: float  # nats that its shape, its cuts and its gaps cost
+    cut: float  # strokes that are cut at its two ends
+    marks: int  # that it joins
 
 
 class Marks(NamedTuple):
@@ -141,10 +148,8 @@ def spans_of_line(ink: Ink, marks: Marks, line: list[int]) -> list[Span]:
                 whole = len({atom[2] for atom in group}) == 1 and _is_whole(atoms, first, stop)
                 if wide > WIDEST * marks.height and not whole:
                     break
-            penalty = sum(cut_costs.get(edge, 0.0) for edge in (first, stop)) / 2
-            penalty += _shape_penalty(wide, high, marks.height)
-            penalty += 2.0 * (len({atom[2] for atom in group}) - 1)
-            spans.append(Span(first, stop, box, _form(ink, group, box), penalty))
+            cut = sum(cut_costs.get(edge, 0.0) for edge in (first, stop))
+            spans.append(Span(first, stop, box, _form(ink, group, box), cut, len({atom[2] for atom in group})))
     return spans
 
 
@@ -154,7 +159,7 @@ def whole(ink: Ink, marks: Marks) -> list[Span]:
         (marks.labels[box[1] : box[3], box[0] : box[2]] == number, box, number) for number, box in marks.boxes.items()
     ]
     box = _union([atom[1] for atom in atoms])
-    return [Span(0, 1, box, _form(ink, atoms, box), 0.0)]
+    return [Span(0, 1, box, _form(ink, atoms, box), 0.0, 1)]
 
 
 def _is_whole(atoms: list, first: int, stop: int) -> bool:
@@ -163,30 +168,34 @@ def _is_whole(atoms: list, first: int, stop: int) -> bool:
     return (first == 0 or atoms[first - 1][2] != mark) and (stop == len(atoms) or atoms[stop][2] != mark)
 
 
-def _shape_penalty(wide: int, high: int, height: float) -> float:
-    """Nats for what digits seldom are: wider than high, or much lower than their neighbours."""
-    return 6.0 * max(0.0, wide / max(high, 0.8 * height) - 1.0) + 4.0 * max(0.0, 0.6 - high / height)
-
-
 def find_cuts(
     mask: Bool[np.ndarray, "rows columns"], height: float, stroke: float
 ) -> list[tuple[Int[np.ndarray, " rows"], float]]:
     """Where joined digits may be cut: paths from top to bottom that cross little ink.
 
     Returns:
-      From left to right, for each path the column at which it passes each row, and its cost in nats: one for
-      each stroke that it cuts.
+      From left to right, for each path the column at which it passes each row, and its cost: the number of
+      strokes that it cuts.
     """
     margin, reach = 0.15 * height, max(2, round(0.2 * height))
     middles = np.arange(margin, mask.shape[1] - margin, 0.08 * height).astype(int)
     seams = _seams(mask, middles, reach)
-    crossed = mask[np.arange(len(mask)), seams].sum(axis=1)
+    every = np.arange(len(mask))
+    along = mask[every, seams]  # [paths, rows]
+    crossed = along.sum(axis=1)
+    strokes = np.maximum(crossed / stroke, (along[:, 1:] & ~along[:, :-1]).sum(axis=1) + along[:, 0])
+    before = np.pad(mask.cumsum(axis=1), ((0, 0), (1, 0)))
+    sides = before[every, seams], before[:, -1] - before[every, seams]  # ink of each row left and right of a path
+    # On either side there is ink for a digit: at least a straight stroke of half the height.
+    possible = crossed <= MOST_CROSSED * stroke + 1
+    for side in sides:
+        possible &= (side.sum(axis=1) > 0.5 * stroke * height) & ((side > 0).sum(axis=1) > 0.5 * height)
     chosen: list[int] = []
-    for i in np.argsort(crossed, kind="stable"):
+    for i in np.flatnonzero(possible)[np.argsort(strokes[possible], kind="stable")]:
         new = all(np.abs(seams[i] - seams[other]).mean() > 0.1 * height for other in chosen)
-        if new and len(chosen) < MOST_CUTS and crossed[i] <= MOST_CROSSED * stroke + 1:
+        if new and len(chosen) < MOST_CUTS:
             chosen.append(int(i))
-    return sorted(((seams[i], float(crossed[i]) / stroke) for i in chosen), key=lambda cut: cut[0].mean())
+    return sorted(((seams[i], float(strokes[i])) for i in chosen), key=lambda cut: cut[0].mean())
 
 
 def _seams(
@@ -245,23 +254,39 @@ def _form(ink: Ink, atoms: list, box: Box) -> UInt8[np.ndarray, "28 28"]:
     mask = np.zeros((bottom - top + 2, right - left + 2), bool)  # a pixel around for soft edges
     for part, (x, y, _, _), _ in atoms:
         mask[y - top + 1 :, x - left + 1 :][: part.shape[0], : part.shape[1]] |= part
-    level = np.zeros(mask.shape, np.float32)
+    share = np.zeros(mask.shape, np.float32)
     y0, x0 = max(0, top - 1), max(0, left - 1)
-    crop = ink.level[y0 : bottom + 1, x0 : right + 1]
-    level[y0 - top + 1 :, x0 - left + 1 :][: crop.shape[0], : crop.shape[1]] = crop
-    foreign = (level >= 0.5) & ~mask
-    return mnist_form(level * ndimage.binary_dilation(mask) * ~foreign)
+    crop = ink.share[y0 : bottom + 1, x0 : right + 1]
+    share[y0 - top + 1 :, x0 - left + 1 :][: crop.shape[0], : crop.shape[1]] = crop
+    foreign = (share >= EDGE) & ~mask
+    return mnist_form(level(share) * ndimage.binary_dilation(mask) * ~foreign)
 
 
-def best_path(spans: list[Span], scores: Float[np.ndarray, " spans"]) -> list[int]:
-    """Indices of the spans of the path with the greatest sum of `scores` less penalties (Viterbi)."""
+def penalty(span: Span, height: float) -> float:
+    """Nats that speak against a span's being one digit, whatever the recogniser says: its shape, cuts and joins.
+
+    Digits are seldom wider than high or much lower than their neighbours.
+    """
+    left, top, right, bottom = span.box
+    wide, high = (right - left) / height, (bottom - top) / height
+    shape = WIDE * max(0.0, wide / max(high, 0.8) - 1.0) ** 2 + LOW * max(0.0, 0.7 - high)
+    return CUT * span.cut / 2 + JOIN * (span.marks - 1) + shape
+
+
+def best_path(
+    spans: Sequence[Span], log_probabilities: Float[np.ndarray, " spans"], height: float
+) -> list[int]:
+    """Indices of the spans that read a line best (Viterbi): least doubt of the recogniser, least `penalty`.
+
+    `log_probabilities` are of each span's likeliest digit, and `height` is of a digit.
+    """
     stop = max((span.stop for span in spans), default=0)
-    best = [(0.0, -1)] + [(-np.inf, -1)] * stop
+    best = [(0.0, -1)] + [(np.inf, -1)] * stop
     for index in sorted(range(len(spans)), key=lambda i: spans[i].first):
         span = spans[index]
-        value = best[span.first][0] + float(scores[index]) - span.penalty
-        if value > best[span.stop][0]:
-            best[span.stop] = (value, index)
+        cost = best[span.first][0] - DOUBT * float(log_probabilities[index]) + penalty(span, height)
+        if cost < best[span.stop][0]:
+            best[span.stop] = (cost, index)
     path: list[int] = []
     while stop > 0:
         path.append(best[stop][1])

@@ -30,6 +30,7 @@ class Style(NamedTuple):
     quality: int | None = None  # of JPEG; None stores without loss
     tilt: float = 0.0  # degrees, uniform in +-tilt
     dirt: int = 0  # specks
+    touching: float = 0.0  # share of neighbours that touch, where digits have no boxes
 
 
 CLEAN = Style()
@@ -46,6 +47,7 @@ DEGRADED = Style(
     tilt=2.0,
     dirt=25,
 )
+JOINED = Style(touching=0.4)
 PAPERS = ("plain", "ruled", "boxed", "grid")
 
 
@@ -85,6 +87,7 @@ def draw(
             picks = generator.integers(0, len(labels), count)
             if paper == "boxed":
                 rules.append(("comb", x, y - cell / 2, cell, count))
+            before = None
             for i, pick in enumerate(picks):
                 size = height * uniform(1 - style.size_spread, 1 + style.size_spread)
                 glyph = pen_stroke(images[pick], size, uniform(-style.slant, style.slant), pen)
@@ -95,7 +98,11 @@ def draw(
                     left = x
                     x += w + height * uniform(0.1, 0.3)
                 top = y - h / 2 + uniform(-0.07, 0.07) * height
-                ink.append((glyph, int(top), int(left)))
+                if before and paper != "boxed" and uniform() < style.touching:
+                    left = touching(*before, glyph, int(top))
+                    x = left + w + height * uniform(0.1, 0.3)
+                before = (glyph, int(top), int(left))
+                ink.append(before)
                 boxes.append((int(left), int(top), int(left) + w, int(top) + h))
             x = x + count * cell + height if paper == "boxed" else x + height * uniform(0.9, 1.4)
             row.append("".join(str(labels[pick]) for pick in picks))
@@ -145,6 +152,17 @@ def pen_stroke(
     factor = size / (20 * scale)
     shape = max(2, round(crop.shape[1] * factor)), max(2, round(crop.shape[0] * factor))
     return np.clip(np.asarray(Image.fromarray(crop).resize(shape, Image.Resampling.BOX)), 0, 1)
+
+
+def touching(glyph, top: int, left: int, other, other_top: int) -> int:
+    """Where the left edge of the other digit goes, so that its ink just overlaps that of the one before."""
+    rows = range(max(top, other_top), min(top + len(glyph), other_top + len(other)))
+    contacts = [left + glyph.shape[1]]
+    for y in rows:
+        mine, its = np.flatnonzero(glyph[y - top] > 0.5), np.flatnonzero(other[y - other_top] > 0.5)
+        if len(mine) and len(its):
+            contacts.append(left + int(mine[-1]) - int(its[0]) - 1)
+    return max(contacts[1:], default=contacts[0])
 
 
 def print_rules(shade, paper, combs, height, pitch_y, margin, cell, thickness, tone) -> None:
