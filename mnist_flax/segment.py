@@ -139,7 +139,7 @@ def spans_of_line(ink: Ink, marks: Marks, line: list[int]) -> list[Span]:
         for stop in range(first + 1, min(len(atoms), first + MOST_PARTS + MOST_CUTS) + 1):
             group = atoms[first:stop]
             box = _union([atom[1] for atom in group])
-            wide, high = box[2] - box[0], box[3] - box[1]
+            wide = box[2] - box[0]
             if stop > first + 1:
                 a, b = atoms[stop - 2], atoms[stop - 1]
                 apart = a[2] != b[2]
@@ -273,9 +273,7 @@ def penalty(span: Span, height: float) -> float:
     return CUT * span.cut / 2 + JOIN * (span.marks - 1) + shape
 
 
-def best_path(
-    spans: Sequence[Span], log_probabilities: Float[np.ndarray, " spans"], height: float
-) -> list[int]:
+def best_path(spans: Sequence[Span], log_probabilities: Float[np.ndarray, " spans"], height: float) -> list[int]:
     """Indices of the spans that read a line best (Viterbi): least doubt of the recogniser, least `penalty`.
 
     `log_probabilities` are of each span's likeliest digit, and `height` is of a digit.
