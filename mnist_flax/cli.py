@@ -3,11 +3,13 @@
 import errno
 import logging as std_logging
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
 
+STARTED = time.perf_counter()  # every command imports this module first: about when its process began
 # Failures of storage, which can come up wherever a file is written: one line says all there is to say.
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES}
 
@@ -59,7 +61,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     """
 
     logging.set_verbosity(logging.INFO)
-    logging.get_absl_logger().addFilter(_is_worth_showing)
+    logging.get_absl_handler().addFilter(_is_worth_showing)
 
     def parse(arguments: Sequence[str]) -> list[str]:
         try:

@@ -19,6 +19,7 @@ from mnist_flax.model import make_model
 from mnist_flax.optimizer import make_schedule
 
 _CALL_SECONDS = 0.5  # aimed at for one compiled call: often enough for a lively bar, rarely enough to cost nothing
+_FIRST_CALL_STEPS = 8  # until the speed is known
 
 
 class Result(NamedTuple):
@@ -27,10 +28,18 @@ class Result(NamedTuple):
     state: train.TrainState  # of the last epoch
     records: list[dict]  # metrics of all epochs
     finished: bool  # False when it was stopped before its end
-    train_seconds: float  # in the loop, validation included, compilation not; over all resumptions
-    compile_seconds: float  # of this process
-    earlier_seconds: float  # of processes that this one resumed
     parameters: int
+    compile_seconds: float  # of this process
+    train_seconds: float  # in the loop, validation included, compilation not; over all processes of the run
+    earlier_seconds: float  # that processes before this one trained
+
+
+class _Epoch(NamedTuple):
+    """An epoch that was dispatched, and whose metrics are still to be read from the device."""
+
+    state: train.TrainState
+    metrics: dict[str, Any]
+    validation: dict[str, Any] | None
 
 
 def fit(
@@ -49,30 +58,24 @@ def fit(
       UserError: the batch does not divide among the devices.
       RunError: the loss became NaN or infinite, or a checkpoint could not be written.
     """
-    steps_per_epoch = len(splits.train.labels) // config.batch_size
     if config.batch_size % (mesh.size * config.optimizer.accumulate_steps):
         raise UserError(
             f"config.batch_size={config.batch_size} must be a multiple of the {mesh.size} devices times "
             f"config.optimizer.accumulate_steps={config.optimizer.accumulate_steps}"
         )
+    steps_per_epoch = len(splits.train.labels) // config.batch_size
     total_steps = steps_per_epoch * config.num_epochs
-    hyper = train.hyperparameters(config)
     checkpoints = checkpoint.Checkpoints(directory / run.CHECKPOINTS, config.checkpoint.keep)
-    restored = checkpoints.restore_latest(train.abstract_state(config, num_classes, mesh))
-    if restored:
-        state, extra = restored
-        checkpoints.remove_after(int(state.step))
-        progress.console.print(f"resuming after step {int(state.step):,} of {total_steps:,}")
-    else:
-        init = jax.jit(lambda seed: train.init_state(config, num_classes, seed), out_shardings=NamedSharding(mesh, P()))
-        state, extra = init(config.seed), {"records": [], "train_seconds": 0.0, "total_seconds": 0.0}
-    step = int(state.step)
-    records = extra["records"]
+    state, extra = _start(config, num_classes, checkpoints, mesh)
+    step = first_step = int(state.step)
     parameters = progress.print_parameters(state.params)
-    if step == total_steps or _early_stop(config, records):  # stopped after its last epoch, before its summary
-        return Result(state, records, True, extra["train_seconds"], 0.0, extra["total_seconds"], parameters)
+    if step:
+        progress.console.print(f"resuming after step {step:,} of {total_steps:,}")
+    earlier_seconds = extra["train_seconds"]
+    if step == total_steps or _early_stop(config, extra["records"]):  # ended after its last epoch, without a summary
+        return Result(state, extra["records"], True, parameters, 0.0, earlier_seconds, earlier_seconds)
 
-    schedule = make_schedule(config.optimizer.schedule, hyper, steps_per_epoch, config.num_epochs)
+    hyper = train.hyperparameters(config)
     train_steps = train.make_train_steps(config, num_classes, steps_per_epoch, mesh)
     evaluate = train.make_evaluate(make_model(config.model, hyper, num_classes), mesh)
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
@@ -80,75 +83,35 @@ def fit(
     validation = None
     if len(splits.validation.labels):
         validation = train.split_batches(mesh, *splits.validation, config.eval_batch_size)
-
-    limit = 8
+    limit = _FIRST_CALL_STEPS
     block = feed(step, limit)
+
     started = time.perf_counter()
     state, _ = train_steps(state, hyper, config.seed, *block[:3], 0, 0)  # compiles, runs no step
     snapshot = copy(state)
     if validation:
         evaluate(snapshot.variables(), *validation)
     jax.block_until_ready(snapshot)
-    device = devices.describe(mesh)
     compile_seconds = time.perf_counter() - started
-    progress.console.print(f"compiled in {compile_seconds:.1f} s for {mesh.size} x {device['kind']}")
+    kind = devices.describe(mesh)["kind"]
+    progress.console.print(f"compiled in {compile_seconds:.1f} s for {mesh.size} x {kind}")
 
-    metrics = run.Metrics(directory, records)
-    started = time.perf_counter()
-    first_step = step
-    clock = _Clock(step)
-    pending: _Epoch | None = None  # an epoch that was dispatched and whose metrics are still to be read
+    pending: _Epoch | None = None
     previous: dict[str, Any] | None = None  # metrics of the call before
-    stopped_early = False
-
-    def save(state: train.TrainState, step: int, accuracy: float | None) -> None:
-        seconds = time.perf_counter() - started
-        totals = {key: extra[key] + seconds for key in ("train_seconds", "total_seconds")}
-        checkpoints.save(step, state, {"records": list(records), **totals}, accuracy)
-
-    def finish(epoch: _Epoch, bar: progress.Bar) -> None:
-        """Reads an epoch's metrics, records them and saves its state."""
-        loss, accuracy, step = _read(epoch.metrics)
-        number = step // steps_per_epoch
-        row = {"step": step, "epoch": number, "split": "train", "loss": loss, "accuracy": accuracy}
-        rate = config.batch_size / clock.epoch_seconds_a_step(step)
-        seconds = extra["train_seconds"] + time.perf_counter() - started
-        row |= {"learning_rate": float(schedule(step - 1)), "images_per_second": rate, "seconds": seconds}
-        metrics.append(row)
-        line = f"epoch {number:3d}/{config.num_epochs}  train loss {loss:.4f}  accuracy {accuracy:.2%}"
-        validation_accuracy = None
-        if epoch.validation is not None:
-            loss, validation_accuracy = (float(epoch.validation[key]) for key in ("loss", "accuracy"))
-            seconds = extra["train_seconds"] + time.perf_counter() - started
-            scores = {
-                "split": "validation",
-                "loss": loss,
-                "accuracy": validation_accuracy,
-                "seconds": seconds,
-            }
-            metrics.append({**row, **scores, "images_per_second": None})
-            line += f"  validation loss {loss:.4f}  accuracy {validation_accuracy:.2%}"
-        bar.update(step, number, loss, accuracy, rate)
-        bar.line(f"{line}  {rate:,.0f} images/s  {seconds:.0f} s")
-        clock.restart(step)
-        save(epoch.state, step, validation_accuracy)
-
+    ended = False
     with progress.bar(total_steps, step) as bar:
+        log = _Log(config, directory, checkpoints, extra, steps_per_epoch, step, bar)
         while step < total_steps and not stop():
             state, last = train_steps(state, hyper, config.seed, *block)
-            taken = block[4] - block[3]
-            step += taken
+            step += block[4] - block[3]
             if pending:
-                finish(pending, bar)
-                if _early_stop(config, records):  # the call just dispatched goes to waste
-                    state, step, pending, stopped_early = pending.state, int(pending.state.step), None, True
+                log.finish(pending)
+                if ended := _early_stop(config, log.records):  # the call just dispatched goes to waste
+                    state, pending = pending.state, None
                     break
                 pending = None
             elif previous:
-                loss, accuracy, done = _read(previous)
-                seconds_a_step = clock.seconds_a_step(done)
-                bar.update(done, done // steps_per_epoch + 1, loss, accuracy, config.batch_size / seconds_a_step)
-                limit = max(1, min(int(_CALL_SECONDS / seconds_a_step), 4 * limit))
+                limit = max(1, min(int(_CALL_SECONDS / log.show(previous)), 4 * limit))
             previous = last
             if step % steps_per_epoch == 0:
                 snapshot = copy(state)
@@ -157,52 +120,103 @@ def fit(
             if step < total_steps:
                 block = feed(step, limit)
         if pending:
-            finish(pending, bar)
-            stopped_early = _early_stop(config, records)
-        elif not stopped_early and step > first_step:  # asked to stop within an epoch
-            _read({"step": state.step, "sums": state.sums})
-            save(state, step, None)
-    checkpoints.close()
-    metrics.close()
-    seconds = time.perf_counter() - started
-    return Result(
-        state,
-        records,
-        stopped_early or step == total_steps,
-        extra["train_seconds"] + seconds,
-        compile_seconds,
-        extra["total_seconds"],
-        parameters,
-    )
+            log.finish(pending)
+            ended = step == total_steps or _early_stop(config, log.records)
+        elif not ended and step > first_step:  # asked to stop within an epoch
+            _read(last)
+            log.save(state, step, None)
+        log.close()
+    return Result(state, log.records, ended, parameters, compile_seconds, log.seconds(), earlier_seconds)
 
 
-class _Epoch(NamedTuple):
-    state: train.TrainState
-    metrics: dict[str, Any]
-    validation: dict[str, Any] | None
+def _start(
+    config: ConfigDict, num_classes: int, checkpoints: checkpoint.Checkpoints, mesh: Mesh
+) -> tuple[train.TrainState, dict]:
+    """State and record of the newest checkpoint, or fresh ones."""
+    restored = checkpoints.restore_latest(train.abstract_state(config, num_classes, mesh))
+    if restored:
+        checkpoints.remove_after(int(restored[0].step))
+        return restored
+    init = jax.jit(lambda seed: train.init_state(config, num_classes, seed), out_shardings=NamedSharding(mesh, P()))
+    return init(config.seed), {"records": [], "train_seconds": 0.0}
 
 
-class _Clock:
-    """Speed of training, between two readings of the device's metrics."""
+class _Log:
+    """What is kept and shown of a run while it trains: metrics, checkpoints, the clock and the bar."""
 
-    def __init__(self, step: int):
-        self.restart(step)
-
-    def restart(self, step: int) -> None:
-        """An epoch ended, or this process's part of the run begins."""
-        self._epoch_time = self._time = time.perf_counter()
-        self._epoch_step = self._step = step
-
-    def epoch_seconds_a_step(self, step: int) -> float:
-        """Since the restart: as a user waits for it, the validation of the epoch before included."""
-        return (time.perf_counter() - self._epoch_time) / max(step - self._epoch_step, 1)
-
-    def seconds_a_step(self, step: int) -> float:
-        """Since this was asked last."""
+    def __init__(
+        self,
+        config: ConfigDict,
+        directory: Path,
+        checkpoints: checkpoint.Checkpoints,
+        extra: dict,
+        steps_per_epoch: int,
+        step: int,
+        bar: progress.Bar,
+    ):
+        self._config, self._checkpoints, self._bar = config, checkpoints, bar
+        self._steps_per_epoch = steps_per_epoch
+        hyper = train.hyperparameters(config)
+        self._schedule = make_schedule(config.optimizer.schedule, hyper, steps_per_epoch, config.num_epochs)
+        self._metrics = run.Metrics(directory, extra["records"])
         now = time.perf_counter()
-        seconds, self._time = now - self._time, now
-        steps, self._step = step - self._step, step
-        return max(seconds, 1e-6) / max(steps, 1)
+        self._started = now - extra["train_seconds"]
+        self._shown = self._finished = (now, step)
+
+    @property
+    def records(self) -> list[dict]:
+        return self._metrics.records
+
+    def seconds(self) -> float:
+        """Time spent in training, over all processes of the run."""
+        return time.perf_counter() - self._started
+
+    def show(self, metrics: dict[str, Any]) -> float:
+        """Moves the bar; gives the seconds that a step took since the last time."""
+        loss, accuracy, step = _read(metrics)
+        rate = self._steps_per_second(self._shown, step)
+        self._shown = (time.perf_counter(), step)
+        self._bar.update(step, step // self._steps_per_epoch + 1, loss, accuracy, rate * self._config.batch_size)
+        return 1 / rate
+
+    def finish(self, epoch: _Epoch) -> None:
+        """Reads an epoch's metrics, records them and saves its state."""
+        loss, accuracy, step = _read(epoch.metrics)
+        number = step // self._steps_per_epoch
+        # As a user waits for it: the validation of the epoch before included.
+        rate = self._steps_per_second(self._finished, step) * self._config.batch_size
+        self._shown = self._finished = (time.perf_counter(), step)
+        place = {"step": step, "epoch": number}
+        learning_rate = float(self._schedule(step - 1))
+        self._record(place, "train", loss, accuracy, learning_rate, rate)
+        self._bar.update(step, number, loss, accuracy, rate)
+        line = f"epoch {number:3d}/{self._config.num_epochs}  train loss {loss:.4f}  accuracy {accuracy:.2%}"
+        validation_accuracy = None
+        if epoch.validation is not None:
+            loss, validation_accuracy = (float(epoch.validation[key]) for key in ("loss", "accuracy"))
+            self._record(place, "validation", loss, validation_accuracy, learning_rate, None)
+            line += f"  validation loss {loss:.4f}  accuracy {validation_accuracy:.2%}"
+        self._bar.line(f"{line}  {rate:,.0f} images/s  {self.seconds():.0f} s")
+        self.save(epoch.state, step, validation_accuracy)
+
+    def save(self, state: train.TrainState, step: int, accuracy: float | None) -> None:
+        extra = {"records": list(self.records), "train_seconds": self.seconds()}
+        self._checkpoints.save(step, state, extra, accuracy)
+
+    def close(self) -> None:
+        self._checkpoints.close()
+        self._metrics.close()
+
+    def _record(
+        self, place: dict, split: str, loss: float, accuracy: float, learning_rate: float, rate: float | None
+    ) -> None:
+        scores = {"loss": loss, "accuracy": accuracy, "learning_rate": learning_rate}
+        self._metrics.append({**place, "split": split, **scores, "images_per_second": rate, "seconds": self.seconds()})
+
+    @staticmethod
+    def _steps_per_second(since: tuple[float, int], step: int) -> float:
+        then, step_then = since
+        return max(step - step_then, 1) / max(time.perf_counter() - then, 1e-6)
 
 
 def _read(metrics: dict[str, Any]) -> tuple[float, float, int]:

@@ -1,18 +1,14 @@
 """Trains a model as a config says: `python -m mnist_flax.main --config=configs/default.py [--workdir=DIR]`."""
 
-import time
+import shlex
+import signal
+import sys
+from pathlib import Path
 
-STARTED = time.perf_counter()
+from absl import flags
 
-import shlex  # noqa: E402
-import signal  # noqa: E402
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
-
-from absl import flags  # noqa: E402
-
-from mnist_flax import cli, progress, run  # noqa: E402
-from mnist_flax import config as config_lib  # noqa: E402
+from mnist_flax import cli, progress, run
+from mnist_flax import config as config_lib
 
 _CONFIG, _ARGUMENTS = config_lib.define_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory; a new one under runs/ if not given.")
@@ -66,7 +62,7 @@ def main(argv: list[str]) -> int:
             stop.can_wait = True
             result = loop.fit(config, splits, len(data.CLASS_NAMES[config.dataset]), directory, mesh, stop)
             if result.finished:
-                conclude.conclude(config, splits, result, directory, mesh, STARTED)
+                conclude.conclude(config, splits, result, directory, mesh)
                 return 0
     except KeyboardInterrupt:
         pass

@@ -71,7 +71,7 @@ class CNN(nn.Module):
             if self.batch_norm:
                 x = conv.conv(x, kernel, **window)
                 x = self._norm(f"norm{i}", train, channel_axis)(x)
-                x = conv.pool(nn.relu(x), pool_size, self.pooling)
+                x = conv.relu_pool(x, pool_size, self.pooling)
             else:
                 bias = self.param(f"conv{i}_bias", nn.initializers.zeros, (features,))
                 x = conv.conv_bias_relu_pool(x, kernel, bias, pool_size=pool_size, pooling=self.pooling, **window)

@@ -87,6 +87,11 @@ def prepare(name: str, data_dir: str | None = None, archive_dir: str | None = No
         ) from error
 
 
+def is_prepared(name: str, data_dir: str | None = None) -> bool:
+    """Whether `prepare` would find the dataset `name` prepared."""
+    return _is_prepared(_place(name, _root(data_dir)).directory)
+
+
 @contextlib.contextmanager
 def lock(name: str, place: Place) -> Iterator[None]:
     """Holds the dataset's lock, waiting while another process does; the kernel frees it when its holder dies.

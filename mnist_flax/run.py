@@ -68,7 +68,7 @@ def check_directory(directory: Path, config: ConfigDict) -> None:
             raise UserError(
                 f"--workdir={directory} holds a run of another config ({'; '.join(changes)}): use another directory"
             )
-    elif directory.exists() and any(path.name != _LOCK for path in directory.iterdir()):
+    elif directory.exists() and {path.name for path in directory.iterdir()} - {_LOCK, "config.json.tmp"}:
         raise UserError(f"--workdir={directory} is neither empty nor a run directory: use another directory")
 
 

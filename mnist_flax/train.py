@@ -94,20 +94,16 @@ def example_keys(
     return jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
 
 
-def make_train_step(config: ConfigDict, num_classes: int, steps_per_epoch: int, batch_axis: str | None) -> Callable:
+def make_train_step(config: ConfigDict, num_classes: int, steps_per_epoch: int) -> Callable:
     """One update of a device's share of a batch: `step(state, hyper, seed, images, labels, positions) -> state`.
 
     `images` are uint8 [share, 28, 28], `labels` int32 [share], `positions` the share's places in the whole batch.
-    Gradients and metrics are those of the whole batch: means and sums over `batch_axis`.
+    Gradients and metrics are those of the whole batch: means and sums over the devices of `BATCH_AXIS`.
     """
-
-    def over_devices(function, value):
-        return function(value, batch_axis) if batch_axis else value
-
     augmentations = [name for name, strength in config.augment.items() if strength]
 
     def step(state: TrainState, hyper: Hyperparameters, seed, images, labels, positions) -> TrainState:
-        model = make_model(config.model, hyper, num_classes, batch_axis)
+        model = make_model(config.model, hyper, num_classes, BATCH_AXIS)
         schedule = make_schedule(config.optimizer.schedule, hyper, steps_per_epoch, config.num_epochs)
         optimizer = make_optimizer(config, hyper, schedule)
 
@@ -139,13 +135,13 @@ def make_train_step(config: ConfigDict, num_classes: int, steps_per_epoch: int, 
         if parts == 1:
             batch_stats, (grads, sums) = gradient(state.batch_stats, batch)
         else:
-            # Every so-manieth example makes a part: the same parts of the whole batch for any number of devices.
+            # Part i takes examples i, i + parts, ...: the same parts of the whole batch for any number of devices.
             split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
             batch_stats, (grads, sums) = lax.scan(gradient, state.batch_stats, split)
             grads = jax.tree.map(lambda g: g.mean(0), grads)
             sums = jax.tree.map(lambda s: s.sum(0), sums)
-        grads = over_devices(lax.pmean, grads)
-        sums = over_devices(lax.psum, sums)
+        grads = lax.pmean(grads, BATCH_AXIS)
+        sums = lax.psum(sums, BATCH_AXIS)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -178,7 +174,7 @@ def make_train_steps(config: ConfigDict, num_classes: int, steps_per_epoch: int,
     batches, split over devices ([steps, batch, 28, 28], feed `stream`, where `order` counts within a device's share).
     Stops after a step whose loss is not finite. `last` repeats the metrics, since the state will be donated.
     """
-    train_step = make_train_step(config, num_classes, steps_per_epoch, BATCH_AXIS)
+    train_step = make_train_step(config, num_classes, steps_per_epoch)
 
     def steps(state, hyper, seed, images, labels, order, start, stop):
         images, labels = images.reshape(-1, 28, 28), labels.reshape(-1)

@@ -60,4 +60,4 @@ def test_differences_ignore_where_data_lies_and_how_tuples_are_written():
     plain["model"]["channels"] = list(plain["model"]["channels"])
     assert config_lib.differences(plain, new) == []
     new.model.channels = (1, 2)
-    assert config_lib.differences(plain, new) == ["model.channels: [32, 64] -> [1, 2]"]
+    assert config_lib.differences(plain, new) == ["model.channels: [32, 64, 64] -> [1, 2]"]

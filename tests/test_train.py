@@ -16,7 +16,10 @@ STEPS_PER_EPOCH = EXAMPLES // BATCH
 
 def config_for(**fields):
     config = default_config()
-    config.model.channels, config.model.dense = (3, 4), (8,)
+    config.model.channels, config.model.pool_sizes, config.model.dense = (3, 4), (2,), (8,)
+    config.optimizer.ema_decay = 0.0
+    for name in config.augment:
+        config.augment[name] = 0.0
     config.model.compute_dtype = "float32"
     config.batch_size, config.num_epochs = BATCH, 2
     config.optimizer.name, config.optimizer.schedule = "sgd", "constant"

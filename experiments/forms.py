@@ -1,0 +1,122 @@
+"""How well forms are read: `python -m experiments.forms RUN [--forms=20]`.
+
+Draws forms from the test split's digits (tests/forms.py), clean and degraded, on plain, ruled, boxed and squared
+paper, reads them as pages, and prints shares with 95 % intervals. A digit is read if the answer at its place is
+right; `?` and digits that were not found count against it. A number is read if all its digits are, and nothing else
+was taken for a part of it.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import flags
+from jaxtyping import Float
+
+from mnist_flax import cli
+
+_FORMS = flags.DEFINE_integer("forms", 20, "forms of each kind; every fourth is light on dark.", lower_bound=1)
+_SPLIT = flags.DEFINE_enum("split", "test", ["validation", "test"], "whose digits are on the forms.")
+
+
+class Score(NamedTuple):
+    """Counts over forms."""
+
+    digits: int = 0
+    read: int = 0
+    unsure: int = 0  # answered "?"
+    wrong: int = 0  # answered, and wrong
+    likeliest: int = 0  # right if "?" were replaced by the likeliest class
+    missed: int = 0  # not found at their place
+    extra: int = 0  # found where there is none
+    numbers: int = 0
+    numbers_read: int = 0
+
+
+def score(form, reading) -> Score:
+    """Compares a reading with the form (see `tests.forms.Form`) that it is of."""
+    texts = [number for line in form.lines for number in line]
+    truth, digits = "".join(texts), reading.digits
+    places = matches(form.boxes, np.array([digit.box for digit in digits]).reshape(-1, 4))
+    found = [(label, digits[j]) for label, j in zip(truth, places, strict=True) if j >= 0]
+
+    numbers = [number for line in reading.lines for number in line]
+    owner = [index for index, number in enumerate(numbers) for _ in number.digits]
+    numbers_read, start = 0, 0
+    for text in texts:
+        owners = {owner[j] if j >= 0 else -1 for j in places[start : start + len(text)]}
+        numbers_read += len(owners) == 1 and -1 not in owners and numbers[owners.pop()].text == text
+        start += len(text)
+    return Score(
+        digits=len(truth),
+        read=sum(digit.text == label for label, digit in found),
+        unsure=sum(not digit.answered for _, digit in found),
+        wrong=sum(digit.answered and digit.text != label for label, digit in found),
+        likeliest=sum(str(digit.likeliest) == label for label, digit in found),
+        missed=len(truth) - len(found),
+        extra=len(digits) - len(found),
+        numbers=len(texts),
+        numbers_read=numbers_read,
+    )
+
+
+def matches(true: Float[np.ndarray, "digits 4"], found: Float[np.ndarray, "boxes 4"]) -> list[int]:
+    """For each true box the index of the found one that overlaps it most, by 40 % of their union at least; or -1."""
+    if not len(found):
+        return [-1] * len(true)
+    low = np.maximum(true[:, None, :2], found[None, :, :2])
+    high = np.minimum(true[:, None, 2:], found[None, :, 2:])
+    common = np.prod(np.maximum(high - low, 0), axis=2)
+    area, other = (np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (true, found))
+    overlap = common / (area[:, None] + other[None] - common)
+    taken: set[int] = set()
+    result = []
+    for row, j in enumerate(map(int, overlap.argmax(axis=1))):
+        result.append(j if overlap[row, j] > 0.4 and j not in taken else -1)
+        taken.add(j)
+    return result
+
+
+def total(scores: list[Score]) -> Score:
+    return Score(*(sum(counts) for counts in zip(*scores, strict=True)))
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) != 2:
+        raise cli.UserError("name one run directory: python -m experiments.forms RUN")
+    from rich.table import Table
+
+    from mnist_flax import data, metrics, predict, progress, reading, run
+    from tests import forms
+
+    reading.require_packages()
+    config = run.read_config(Path(argv[1]))
+    if flags.FLAGS.data_dir:
+        config.data_dir = flags.FLAGS.data_dir
+    split = getattr(data.load(config), _SPLIT.value)
+    recogniser, threshold = predict.load_reader(argv[1], data_dir=flags.FLAGS.data_dir)
+
+    columns = ("forms", "paper", "digits", "read", "95 % interval", "?", "wrong", "missed", "extra", "numbers read")
+    table = Table(*columns, title=f"{config.dataset} {_SPLIT.value} digits on forms", title_justify="left")
+    for name, style in (("clean", forms.CLEAN), ("degraded", forms.DEGRADED)):
+        scores: dict[str, list[Score]] = {}
+        for kind, paper in enumerate(forms.PAPERS):
+            for i in range(_FORMS.value):
+                generator = np.random.default_rng([kind, i])
+                form = forms.draw((split.images, split.labels), generator, style, paper, inverted=i % 4 == 3)
+                grey = form.image.astype(np.float32) / 255
+                result = reading.read([grey], "page", recogniser, threshold)[0]
+                scores.setdefault(paper, []).append(score(form, result))
+        rows = {paper: total(each) for paper, each in scores.items()}
+        for paper, s in {**rows, "all": total(list(rows.values()))}.items():
+            low, high = metrics.wilson_interval(s.read, s.digits)
+            shares = (f"{count / s.digits:.2%}" for count in (s.unsure, s.wrong, s.missed, s.extra))
+            interval = f"{low:.1%} to {high:.1%}"
+            numbers = f"{s.numbers_read / s.numbers:.2%}"
+            table.add_row(name, paper, f"{s.digits:,}", f"{s.read / s.digits:.2%}", interval, *shares, numbers)
+        table.add_section()
+    progress.console.print(table)
+
+
+if __name__ == "__main__":
+    cli.run(main)

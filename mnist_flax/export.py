@@ -1,0 +1,58 @@
+"""Exports a trained model: `python -m mnist_flax.export RUN --format=stablehlo|onnx|onnx-int8|safetensors`.
+
+The file appears under its name only after its own runtime has loaded it back and agreed with the Flax model on the
+whole test split.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from rich.table import Table
+
+from mnist_flax import cli, formats
+from mnist_flax.progress import console
+
+_FORMAT = flags.DEFINE_enum("format", None, list(formats.FORMATS), "what to write.")
+_OUTPUT = flags.DEFINE_string("output", None, "directory to write to; RUN/export if not given.")
+_CHECKPOINT = flags.DEFINE_enum(
+    "checkpoint", None, ["last", "best"], "which checkpoint; by default the one that the run's config selects."
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "where the dataset is, if it moved since the run.")
+
+
+def print_export(export: formats.Export) -> None:
+    """Prints what was written, and how it stands beside the Flax model."""
+    name, comparison = export.name, export.comparison
+    table = Table("", "accuracy", *(f"ms at batch {batch}" for batch in export.latencies))
+    for model, accuracy in ((name, comparison.accuracy), ("Flax", comparison.flax_accuracy)):
+        spans = (models[model] for models in export.latencies.values())
+        table.add_row(model, f"{accuracy:.2%}", *(f"{ms.median:.3g} ({ms.low:.3g} to {ms.high:.3g})" for ms in spans))
+    console.print(table)
+    console.print(f"on all {comparison.examples:,} test examples, on the CPU; times: median (quartiles), in turns")
+    console.print(f"largest difference of a probability {comparison.largest_difference:.2g}")
+    console.print(f"written to {export.path} ({export.path.stat().st_size:,} bytes)")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) != 2:
+        raise cli.UserError("name one run directory: python -m mnist_flax.export RUN --format=onnx")
+    if _FORMAT.value is None:
+        raise cli.UserError(f"choose what to write: --format={'|'.join(formats.FORMATS)}")
+    formats.check_packages(_FORMAT.value)
+    directory = Path(_OUTPUT.value or Path(argv[1]) / "export")
+    if directory.exists() and not directory.is_dir():
+        raise cli.UserError(f"--output={directory} is a file: name a directory")
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # float32 is exact there: the same file and check on every machine
+    from mnist_flax import data, devices, run
+
+    devices.keep_compiled_programs()
+    trained = run.load_run(argv[1], _CHECKPOINT.value)
+    if _DATA_DIR.value:
+        trained.config.data_dir = _DATA_DIR.value
+    print_export(formats.export(trained, data.load(trained.config), _FORMAT.value, directory))
+
+
+if __name__ == "__main__":
+    cli.run(main)

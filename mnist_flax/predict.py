@@ -1,0 +1,187 @@
+"""Reads digits from images: `python -m mnist_flax.predict RUN FILE... [--layout=digit|line|page]`.
+
+FILE is an image, a directory of images, or `-` for a list of names on standard input.
+"""
+
+import io
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from mnist_flax import cli
+
+_LAYOUT = flags.DEFINE_enum(
+    "layout", "digit", ["digit", "line", "page"], "one digit an image, one line of numbers, or a page of lines."
+)
+_JSON = flags.DEFINE_bool("json", False, "print a JSON object a line for each image, instead of text.")
+_ANNOTATE = flags.DEFINE_string("annotate", None, "directory for copies of the images with the answers drawn in.")
+_THRESHOLD = flags.DEFINE_float(
+    "threshold",
+    None,
+    "least probability of an answer, below which it is '?'; by default what calibration on validation data gives.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
+_CHECKPOINT = flags.DEFINE_enum(
+    "checkpoint", None, ["last", "best"], "which checkpoint; by default the one that the run's config selects."
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "where the dataset is, if it moved since the run.")
+
+DEFAULT_THRESHOLD = 0.9  # where a run cannot be calibrated
+_SPANS_AT_ONCE, _FILES_AT_ONCE = 500, 32  # images are read together until there are as many of either
+
+
+class Item(NamedTuple):
+    """An image on its way: what was found in it, or why it could not be read."""
+
+    name: str
+    sheet: Any = None  # mnist_flax.reading.Sheet
+    error: str = ""
+
+
+def load_reader(
+    directory: str | Path, which: str | None = None, threshold: float | None = None, data_dir: str | None = None
+) -> tuple[Any, float]:
+    """The recogniser of a run (see `recogniser.Recogniser`) and the threshold of its answers.
+
+    Says so in a line on standard error where the run cannot be calibrated and no `threshold` is given.
+
+    Raises:
+      UserError: there is no such run, it does not read digits, or its calibration is damaged.
+      RunError: its checkpoint cannot be read.
+    """
+    from mnist_flax import devices, recogniser, run
+
+    devices.keep_compiled_programs()
+    trained = run.load_run(directory, which)
+    recogniser.check_reads_digits(trained)
+    if data_dir:
+        trained.config.data_dir = data_dir
+    logits = recogniser.make_logits(trained)
+    calibration = recogniser.load_calibration(trained, logits)
+    if calibration is None:
+        if threshold is None:
+            print(
+                f"note: {directory} is not calibrated, since its validation examples are not at hand: answers below "
+                f"{DEFAULT_THRESHOLD:.0%} are '?'; name their place with --data_dir=DIR, or set --threshold=P",
+                file=sys.stderr,
+            )
+        calibration = recogniser.Calibration(1.0, DEFAULT_THRESHOLD)
+    chosen = calibration.threshold if threshold is None else threshold
+    return recogniser.make_recogniser(logits, calibration.temperature), chosen
+
+
+def image_names(arguments: Sequence[str], listing: Iterable[str]) -> Iterator[Item]:
+    """The images that arguments name: files, images right in a directory, and for `-` the lines of `listing`."""
+    from mnist_flax.images import EXTENSIONS
+
+    for argument in arguments:
+        if argument == "-":
+            names = (line.rstrip("\r\n") for line in listing)
+            yield from image_names([name for name in names if name and name != "-"], ())
+        elif Path(argument).is_dir():
+            try:
+                paths = sorted(path for path in Path(argument).iterdir() if path.suffix.lower() in EXTENSIONS)
+            except OSError as error:
+                yield Item(argument, error=f"{argument} cannot be listed ({error.strerror})")
+                continue
+            yield from (Item(str(path)) for path in paths)
+            if not paths:
+                yield Item(argument, error=f"{argument} holds no image ({', '.join(EXTENSIONS)})")
+        else:
+            yield Item(argument)
+
+
+def find(item: Item, layout: str) -> Item:
+    """Decodes an image and finds its digits."""
+    from mnist_flax import images, reading
+
+    if item.error:
+        return item
+    try:
+        return Item(item.name, reading.find(images.load(item.name), layout))
+    except cli.UserError as error:
+        return Item(item.name, error=str(error))
+
+
+def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Groups images so that their digits fill a batch of the network."""
+    batch: list[Item] = []
+    spans = 0
+    for item in items:
+        batch.append(item)
+        spans += sum(map(len, item.sheet.lattices)) if item.sheet else 0
+        if spans >= _SPANS_AT_ONCE or len(batch) == _FILES_AT_ONCE:
+            yield batch
+            batch, spans = [], 0
+    if batch:
+        yield batch
+
+
+def show(name: str, reading: Any, layout: str) -> str:
+    """What is printed of one image."""
+    if not reading.digits:
+        return f"{name}: nothing found"
+    if layout == "page":
+        return f"{name}:\n{reading.text}"
+    if layout == "line":
+        return f"{name}: {reading.text}"
+    digit = reading.digits[0]
+    certainty = f"{digit.confidence:.1%}"
+    return f"{name}: {digit.text} ({certainty if digit.answered else f'likeliest {digit.likeliest}, {certainty}'})"
+
+
+def write_annotated(item: Item, reading: Any, directory: Path, taken: set[str]) -> None:
+    """Writes `<directory>/<name of the image>.png`; images of the same name get numbers."""
+    from mnist_flax import annotate, images
+
+    stem = Path(item.name).stem
+    name = next(n for n in itertools.chain([stem], (f"{stem}.{i}" for i in itertools.count(2))) if n not in taken)
+    taken.add(name)
+    annotate.annotate(images.load(item.name), reading).save(directory / f"{name}.png")
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) < 3:
+        raise cli.UserError("name a run directory and images: python -m mnist_flax.predict RUN FILE...")
+    from mnist_flax import reading
+
+    reading.require_packages()
+    layout = _LAYOUT.value
+    directory = Path(_ANNOTATE.value) if _ANNOTATE.value else None
+    if directory:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cli.UserError(f"--annotate={directory} cannot be made ({error.strerror}): name another") from error
+    recogniser, threshold = load_reader(argv[1], _CHECKPOINT.value, _THRESHOLD.value, _DATA_DIR.value)
+
+    failed = False
+    taken: set[str] = set()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")  # names of files are bytes
+    for batch in batches(find(item, layout) for item in image_names(argv[2:], sys.stdin)):
+        results = iter(reading.recognise([item.sheet for item in batch if item.sheet], recogniser, threshold))
+        for item in batch:
+            if item.sheet is None:
+                failed = True
+                print(f"error: {item.error}", file=sys.stderr, flush=True)
+                if _JSON.value:
+                    print(json.dumps({"file": item.name, "error": item.error}), flush=True)
+                continue
+            result = next(results)
+            if directory:
+                write_annotated(item, result, directory, taken)
+            shown = {"file": item.name, "layout": layout, **reading.to_json(result)}
+            print(json.dumps(shown) if _JSON.value else show(item.name, result, layout), flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

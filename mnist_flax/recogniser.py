@@ -1,0 +1,127 @@
+"""A trained model as a function from digits to probabilities that can be trusted, of any number of digits."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from mnist_flax import calibration, cli, metrics
+from mnist_flax.calibration import Calibration
+from mnist_flax.run import Run
+
+BATCH_SIZES = (1, 4, 16, 64, 256, 1024)  # a batch is padded to the next of these, so that few programs are compiled
+DIGITS = tuple("0123456789")
+
+Images = UInt8[np.ndarray, "digits 28 28"]
+Recogniser = Callable[[Images], Float[np.ndarray, "digits classes"]]
+
+
+def make_logits(run: Run) -> Recogniser:
+    """Logits in float32 of any number of images, computed in padded batches of `BATCH_SIZES`."""
+    import jax
+
+    from mnist_flax import model
+
+    # Outside of a training loop XLA's own convolution is the fastest on every device.
+    network = run.model.clone(impl="lax")
+    compiled = jax.jit(lambda variables, images: network.apply(variables, model.normalize(images)))
+
+    def logits(images: Images) -> Float[np.ndarray, "digits classes"]:
+        results = [np.zeros((0, len(run.class_names)), np.float32)]
+        for start in range(0, len(images), BATCH_SIZES[-1]):
+            part = images[start : start + BATCH_SIZES[-1]]
+            size = next(size for size in BATCH_SIZES if size >= len(part))
+            if size > len(part):
+                part = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
+            results.append(np.asarray(compiled(run.variables, part))[: len(images) - start])
+        return np.concatenate(results) if len(results) > 2 else results[-1]
+
+    return logits
+
+
+def make_recogniser(logits: Recogniser, temperature: float) -> Recogniser:
+    """Calibrated log probabilities, in float64."""
+    return lambda images: metrics.log_softmax(logits(images) / temperature)
+
+
+def check_reads_digits(run: Run) -> None:
+    """Raises UserError for a run whose classes are no digits."""
+    if run.class_names != DIGITS:
+        raise cli.UserError(
+            f"{run.directory} was trained on {run.config.dataset}, not on digits: "
+            "name a run of config.dataset=mnist or digits"
+        )
+
+
+def load_calibration(run: Run, logits: Recogniser) -> Calibration | None:
+    """Temperature and threshold of a run's model, from its validation examples.
+
+    They are kept in the run directory as calibration.json, with a digest of the parameters that they belong to, and
+    fitted when that is not there. None if they must be fitted and the validation examples are not at hand; nothing is
+    downloaded for it.
+
+    Raises:
+      UserError: the dataset or calibration.json is damaged.
+    """
+    path = run.directory / "calibration.json"
+    digest = _digest(run.variables)
+    if path.exists():
+        recorded = _read(path)
+        if recorded["digest"] == digest and recorded["accepted_error"] == calibration.ACCEPTED_ERROR:
+            return Calibration(recorded["temperature"], recorded["threshold"])
+    validation = _validation_split(run)
+    if validation is None:
+        return None
+    scores = logits(validation.images)
+    fitted = calibration.fit(scores, validation.labels)
+    answer, accepted = calibration.answers(metrics.log_softmax(scores / fitted.temperature), fitted.threshold)
+    record = {
+        **fitted._asdict(),
+        "accepted_error": calibration.ACCEPTED_ERROR,
+        "validation_examples": len(accepted),
+        "answered": int(accepted.sum()),
+        "errors": int((accepted & (answer != validation.labels)).sum()),
+        "digest": digest,
+    }
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        os.replace(temporary, path)
+    except OSError:
+        pass  # a run that may only be read is calibrated anew each time
+    return fitted
+
+
+def _read(path) -> dict[str, Any]:
+    try:
+        recorded = json.loads(path.read_text())
+        numbers = {name: float(recorded[name]) for name in ("temperature", "threshold", "accepted_error")}
+        if not (0 < numbers["temperature"] < np.inf and 0 <= numbers["threshold"] <= 1):
+            raise ValueError("out of range")
+        return {"digest": str(recorded["digest"]), **numbers}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise cli.UserError(f"{path} is damaged: delete it, and it will be made anew") from error
+
+
+def _validation_split(run: Run):
+    from mnist_flax import data, prepare
+
+    config = run.config
+    if not config.validation_examples or not (
+        config.dataset == "digits" or prepare.is_prepared(config.dataset, config.data_dir)
+    ):
+        return None
+    return data.load(config).validation
+
+
+def _digest(variables: Any) -> str:
+    import jax
+
+    digest = hashlib.blake2b(digest_size=16)
+    for leaf in jax.tree.leaves(variables):
+        digest.update(np.ascontiguousarray(np.asarray(leaf)).data)
+    return digest.hexdigest()

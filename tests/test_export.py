@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+
+from mnist_flax import config as config_lib
+from mnist_flax import data, devices, loop, run
+from tests.commands import command
+
+
+@pytest.fixture(scope="module")
+def directory(digits_data_dir, tmp_path_factory):
+    """The run directory of a small network that has learned a little."""
+    config = config_lib.default_config()
+    config.dataset, config.data_dir = "digits", str(digits_data_dir)
+    config.validation_examples, config.batch_size, config.num_epochs, config.eval_batch_size = 100, 32, 2, 100
+    config.model.update({"channels": (4,), "pool_sizes": (4,), "dense": ()})
+    config.augment.update({"rotation": 0.0, "shift": 0.0, "zoom": 0.0, "shear": 0.0})
+    directory, mesh = tmp_path_factory.mktemp("run"), devices.make_mesh()
+    run.write_config(directory, config, devices.describe(mesh))
+    loop.fit(config, data.load(config), 10, directory, mesh, lambda: False)
+    return directory
+
+
+def export(*arguments, status: int = 0):
+    return command("mnist_flax.export", *arguments, status=status)
+
+
+def test_command_writes_a_file_and_says_how_good_it_is(directory, digits_data_dir):
+    pytest.importorskip("jax2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    out = export(directory, "--format=onnx").stdout
+    assert [path.name for path in (directory / "export").iterdir()] == ["model.onnx"]
+    path = directory / "export" / "model.onnx"
+    assert f"written to {path} ({path.stat().st_size:,} bytes)" in out
+    assert "largest difference of a probability" in out
+    for word in ("onnx", "Flax", "accuracy", "ms at batch 1", "ms at batch 256"):
+        assert word in out
+
+    split = data.load(run.read_config(directory)).test
+    assert f"on all {len(split.labels)} test examples" in out
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (probabilities,) = session.run(None, {"images": split.images})
+    assert f"{np.mean(probabilities.argmax(1) == split.labels):.2%}" in out
+
+
+def test_output_and_data_dir_can_be_elsewhere(directory, digits_data_dir, tmp_path):
+    pytest.importorskip("safetensors")
+    moved = tmp_path / "moved"
+    moved.symlink_to(digits_data_dir)
+    output = tmp_path / "new" / "directory"
+    export(directory, "--format=safetensors", f"--output={output}", f"--data_dir={moved}", "--checkpoint=best")
+    assert [path.name for path in output.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format=onnx"], "name one run directory"),
+        (["RUN"], "choose what to write: --format=stablehlo|onnx|onnx-int8|safetensors"),
+        (["RUN", "--format=tflite"], "tflite"),
+        (["NOWHERE", "--format=stablehlo"], "is no run directory"),
+        (["RUN", "--format=stablehlo", "--output=FILE"], "is a file: name a directory"),
+        (["RUN", "--format=stablehlo", "--output=FILE/below"], "cannot be written"),
+        (["RUN", "--format=stablehlo", "--ouput=x"], "ouput"),
+    ],
+)
+def test_wrong_inputs_get_one_line(arguments, message, directory, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    places = {"RUN": str(directory), "NOWHERE": str(tmp_path / "nowhere"), "FILE": str(tmp_path / "file")}
+    for name, place in places.items():
+        arguments = [argument.replace(name, place) for argument in arguments]
+    error = export(*arguments, status=2).stderr
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
+    assert (tmp_path / "file").read_text() == "mine"

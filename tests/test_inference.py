@@ -1,0 +1,83 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnist_flax import config as config_lib
+from mnist_flax import inference, train
+from mnist_flax.model import make_model, normalize
+
+DEEP = {"channels": (3, 5, 4), "kernel_sizes": (3, 5, 2), "strides": (1, 2, 1), "pool_sizes": (2, 1, 3)}
+NETWORKS = {
+    "plain": {"channels": (4, 6), "pool_sizes": (2,), "dense": (16,)},
+    "norms": DEEP | {"batch_norm": True, "logits_batch_norm": True, "dense": (9, 7)},
+    "valid_average": DEEP | {"padding": "VALID", "pooling": "avg", "head": "average", "batch_norm": True, "dense": ()},
+    "no_pooling": {"channels": (3,), "strides": (2,), "pool_sizes": (1,), "dense": (), "logits_batch_norm": True},
+}
+
+
+def model_config(fields: dict):
+    config = config_lib.default_config()
+    config.model.update({"compute_dtype": "float32", "conv": "lax"} | fields)
+    config_lib.check(config)
+    return config
+
+
+def random_variables(config, seed: int = 0) -> dict:
+    """Variables as a training might leave them: no bias, mean or scale keeps its first value."""
+    state = jax.jit(lambda: train.init_state(config, 10, seed))()
+    rng = np.random.default_rng(seed)
+
+    def shaken(path, leaf):
+        if leaf.ndim > 1:
+            return leaf
+        noise = rng.uniform(0.5, 1.5, leaf.shape) if path[-1].key in ("scale", "var") else rng.normal(size=leaf.shape)
+        return jnp.asarray(noise, jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(shaken, {"params": state.params, "batch_stats": state.batch_stats})
+
+
+def linen_logits(config, variables, images):
+    model = make_model(config.model, train.hyperparameters(config), 10)
+    return jax.jit(model.apply)(variables, normalize(images))
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(1).integers(0, 256, (5, 28, 28), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_plain_function_gives_what_the_linen_model_gives(name, images):
+    config = model_config(NETWORKS[name])
+    variables = random_variables(config)
+    expected = jax.nn.softmax(linen_logits(config, variables, images))
+    parameters = inference.fold_batch_norm(config.model, variables)
+    result = jax.jit(lambda images: inference.probabilities(config.model, parameters, images))(images)
+    assert result.dtype == jnp.float32
+    assert float(expected.max(1).min()) < 0.999  # not saturated: a difference would show
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_folded_parameters_are_those_of_a_model_without_batch_norm(images):
+    config = model_config(NETWORKS["norms"])
+    variables = random_variables(config)
+    expected = linen_logits(config, variables, images)
+    parameters = inference.fold_batch_norm(config.model, variables)
+    config.model.batch_norm = config.model.logits_batch_norm = False
+    shapes = jax.eval_shape(lambda: train.init_state(config, 10, 0)).params
+    assert jax.tree.map(jnp.shape, parameters) == jax.tree.map(jnp.shape, shapes)
+    np.testing.assert_allclose(linen_logits(config, {"params": parameters}, images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_folding_is_exact_where_variances_are_tiny():
+    """A dead channel has variance 0: epsilon alone is under the root."""
+    config = model_config({"channels": (2,), "pool_sizes": (2,), "batch_norm": True, "dense": ()})
+    variables = random_variables(config)
+    variables["batch_stats"]["norm0"]["var"] = jnp.zeros(2)
+    kernel, norm = variables["params"]["conv0_kernel"], variables["params"]["norm0"]
+    folded = inference.fold_batch_norm(config.model, variables)
+    factor = np.asarray(norm["scale"], np.float64) / np.sqrt(1e-5)
+    np.testing.assert_allclose(folded["conv0_kernel"], np.asarray(kernel) * factor, rtol=1e-6)
+    shift = np.asarray(norm["bias"], np.float64) - np.asarray(variables["batch_stats"]["norm0"]["mean"]) * factor
+    np.testing.assert_allclose(folded["conv0_bias"], shift, rtol=1e-5)

@@ -1,0 +1,47 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from experiments.summarize import mean_interval
+from mnist_flax import run
+from mnist_flax.config import default_config
+from tests.commands import command
+
+
+@given(values=st.lists(st.floats(0.9, 1.0), min_size=2, max_size=20))
+def test_interval_is_students(values):
+    mean, deviation, half = mean_interval(values)
+    assert mean == pytest.approx(np.mean(values)) and deviation == pytest.approx(np.std(values, ddof=1), abs=1e-12)
+    if deviation > 1e-9:
+        low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+        assert (mean - half, mean + half) == pytest.approx((low, high))
+
+
+def finished(directory, seed, accuracy, dataset="mnist"):
+    directory.mkdir()
+    run.write_config(directory, default_config(), {})
+    fields = {"train_accuracy": 1.0, "validation_accuracy": None, "train_seconds": 1.0, "total_seconds": 2.0}
+    summary = fields | {"dataset": dataset, "seed": seed, "test_accuracy": accuracy, "device": "1 x cpu"}
+    (directory / "summary.json").write_text(json.dumps(summary))
+    return directory
+
+
+def test_command_prints_mean_and_deviation(tmp_path):
+    runs = [finished(tmp_path / str(i), i, accuracy) for i, accuracy in enumerate((0.99, 0.995, 1.0))]
+    out = command("experiments.summarize", *runs).stdout
+    assert "99.500%" in out and "0.500%" in out and "n = 3" in out and "1.242%" in out
+
+
+def test_command_refuses_what_cannot_be_averaged(tmp_path):
+    first = finished(tmp_path / "a", 0, 0.9)
+    assert (
+        "different datasets"
+        in command("experiments.summarize", first, finished(tmp_path / "b", 0, 0.9, "digits"), status=2).stderr
+    )
+    (first / "summary.json").unlink()
+    assert "not finished" in command("experiments.summarize", first, status=2).stderr
+    assert "no run directory" in command("experiments.summarize", tmp_path, status=2).stderr
