@@ -29,8 +29,8 @@ in a loop, so that they are written, multiplied and read back within the process
 window was the largest, or p p where relu stopped it. Patches are made again.
 
 *bfloat16* runs on the processor's bfloat16 units only as [m,k] x [k,n] of row-major operands accumulated in
-float32. XLA folds transposes into products, which makes other forms; `_transposed` prevents that. It also moves bfloat16 through
-float32, so what is only moved is moved as 16-bit integers.
+float32. XLA folds transposes into products, which makes other forms; `_transposed` prevents that. It also moves
+bfloat16 through float32, so what is only moved is moved as 16-bit integers.
 """
 
 from collections.abc import Callable
