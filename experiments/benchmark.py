@@ -15,6 +15,7 @@ Writes `benchmark.json` and `benchmark.png` to `--out`. On a GPU the same comman
 
 from __future__ import annotations  # matplotlib's types without its import
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -58,16 +59,20 @@ class Contender:
         self.name, self.dtype, self.batch_size = name, dtype, batch_size
         self.rates: list[float] = []  # images a second, one a round
         self.peaks: list[float] = []  # of products, in floating-point operations a second, one a round
-        self.loss = self.steps = self.idle_cpu_seconds = 0.0
-        self._errors = tempfile.TemporaryFile("w+")
-        self._process = subprocess.Popen(
+        self.steps = STEPS  # in a burst
+        self.loss = self.idle_cpu_seconds = 0.0
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        process = subprocess.Popen(
             [sys.executable, "-m", "experiments.contenders", name, dtype, str(batch_size), str(examples)],
-            env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(_ROOT)},
+            cwd=_ROOT,
+            env=os.environ | ENVIRONMENT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
         )
+        assert process.stdin and process.stdout
+        self._process, self._requests, self._answers = process, process.stdin, process.stdout
 
     def answer(self) -> dict[str, Any]:
         """The next answer.
@@ -75,7 +80,7 @@ class Contender:
         Raises:
           RunError: the process ended.
         """
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
             self._errors.seek(0)
             last = ([text for text in self._errors.read().splitlines() if text.strip()] or ["it said nothing"])[-1]
@@ -83,8 +88,8 @@ class Contender:
         return json.loads(line)
 
     def ask(self, request: str | int) -> dict[str, Any]:
-        self._process.stdin.write(f"{request}\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # `answer` says why
+            print(request, file=self._requests, flush=True)
         answer = self.answer()
         self.idle_cpu_seconds += answer["idle_cpu_seconds"]
         return answer
@@ -102,14 +107,11 @@ class Contender:
             self.peaks.append(self.ask("peak")["flops"])
 
     def close(self) -> None:
-        self._process.stdin.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-        self._errors.close()
+        self._process.kill()
+        self._process.wait()
+        for file in (self._requests, self._answers, self._errors):
+            with contextlib.suppress(BrokenPipeError):
+                file.close()
 
 
 def _whole(steps: float) -> int:
@@ -133,7 +135,7 @@ def compare(names: Sequence[str], dtypes: Sequence[str], batch_size: int, exampl
     finally:
         for contender in contenders:
             contender.close()
-    peaks = {d: max((p for c in contenders if c.dtype == d for p in c.peaks), default=None) for d in dtypes}
+    peaks = {d: max(peak for c in contenders if c.dtype == d for peak in c.peaks) for d in dtypes}
     ours = {contender.dtype: contender.rates for contender in contenders if contender.name == "project"}
     return [
         {
@@ -153,18 +155,20 @@ def compare(names: Sequence[str], dtypes: Sequence[str], batch_size: int, exampl
 
 
 def print_table(rows: Sequence[dict], title: str) -> None:
-    table = Table("contender", "type", "batch", "images/s", "lowest - highest", "project / it", "of peak", "loss")
-    table.title, table.title_justify = title, "left"
-    for column in table.columns[2:]:
+    """The results of one batch size."""
+    table = Table("", "images/s", "range", "project / it", "of peak", "loss", title_justify="left")
+    table.title = f"Training, batch {rows[0]['batch_size']:,}, {title}"
+    for column in table.columns[1:]:
         column.justify = "right"
-    for before, row in zip([None, *rows], rows, strict=False):
-        if before and (before["dtype"], before["batch_size"]) != (row["dtype"], row["batch_size"]):
+    dtype = None
+    for row in rows:
+        if row["dtype"] != dtype:
+            dtype = row["dtype"]
             table.add_section()
+            table.add_row(f"[bold]{dtype}[/bold]")
         rates, ratios = row["images_per_second"], row["project_over_this"]
         table.add_row(
             NAMES[row["contender"]],
-            row["dtype"],
-            f"{row['batch_size']:,}",
             f"{statistics.median(rates):,.0f}",
             f"{min(rates):,.0f} - {max(rates):,.0f}",
             "" if row["contender"] == "project" else f"{statistics.median(ratios):.2f}",
@@ -213,7 +217,7 @@ def _examples() -> tuple[data.Split, str]:
     return data.Split(images, labels), f"{_EXAMPLES:,} random images (MNIST is not prepared)"
 
 
-def _check(peers: Sequence[str], dtypes: Sequence[str], batches: Sequence[str], examples: int) -> None:
+def check(peers: Sequence[str], dtypes: Sequence[str], batches: Sequence[str], examples: int) -> None:
     for name in peers:
         if name not in PACKAGES:
             raise cli.UserError(f"--peers={name} is unknown: choose from {', '.join(PACKAGES)}")
@@ -234,7 +238,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise cli.UserError(f"{argv[1]!r} is no flag: see --help")
     split, kind = _examples()
-    _check(_PEERS.value, _DTYPE.value, _BATCH.value, len(split.labels))
+    check(_PEERS.value, _DTYPE.value, _BATCH.value, len(split.labels))
     out = Path(_OUT.value or run.new_directory("benchmark"))
     out.mkdir(parents=True, exist_ok=True)
     print(out, flush=True)

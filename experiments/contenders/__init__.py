@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-NAMES = {"project": "mnist_flax", "torch": "PyTorch", "keras": "Keras on TensorFlow", "flax": "plain Flax"}
+NAMES = {"project": "mnist_flax", "torch": "PyTorch", "keras": "Keras, TensorFlow", "flax": "plain Flax"}
 MODULES = {"project": "project", "torch": "pytorch", "keras": "keras_tensorflow", "flax": "plain_flax"}
 PACKAGES = {"torch": ["torch"], "keras": ["keras", "tensorflow"], "flax": ["flax"]}  # that the peers need
 MEASURES_PRODUCTS = ("project", "torch")

@@ -1,6 +1,6 @@
 """One contender as a process: `python -m experiments.contenders NAME DTYPE BATCH_SIZE EXAMPLES.npz`.
 
-It says in JSON what it is, then answers every line of standard input, a number of steps to train or `peak`, with a line.
+It says in JSON what it is, then answers every line of standard input, a number of steps to train or `peak`, with one.
 In between it only waits, as `idle_cpu_seconds` shows.
 """
 

@@ -1,5 +1,6 @@
 """The project: the compiled steps that `mnist_flax.main` runs, fed by the feed `device`."""
 
+import os
 from collections.abc import Callable
 from importlib import metadata
 from itertools import pairwise
@@ -18,7 +19,8 @@ from mnist_flax.feed import make_feed
 
 def describe() -> str:
     device = devices.describe(devices.make_mesh())
-    return f"jax {metadata.version('jax')}, flax {metadata.version('flax')}, on {device['count']} x {device['kind']}"
+    versions = f"jax {metadata.version('jax')}, flax {metadata.version('flax')}"
+    return f"{versions}, on {device['count']} x {device['kind']}, {os.cpu_count()} CPU cores"
 
 
 def make(task: Task) -> Callable[[int], float]:
