@@ -32,7 +32,15 @@ import numpy as np
 from absl import flags
 from rich.table import Table
 
-from experiments.contenders import ENVIRONMENT, FLOPS_PER_IMAGE, MEASURES_PRODUCTS, NAMES, PACKAGES, STEPS
+from experiments.contenders import (
+    ENVIRONMENT,
+    FLOPS_PER_IMAGE,
+    MEASURES_PRODUCTS,
+    NAMES,
+    PACKAGES,
+    STEPS,
+    TORCH_ENVIRONMENT,
+)
 from mnist_flax import cli, data, prepare, progress, run
 from mnist_flax.config import default_config
 from mnist_flax.figures import BLUE, GREY, styled
@@ -65,7 +73,7 @@ class Contender:
         process = subprocess.Popen(
             [sys.executable, "-m", "experiments.contenders", name, dtype, str(batch_size), str(examples)],
             cwd=_ROOT,
-            env=os.environ | ENVIRONMENT,
+            env=os.environ | ENVIRONMENT | (TORCH_ENVIRONMENT if name == "torch" else {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -2,7 +2,7 @@
 
     python -m experiments.scaling [--recipe=configs/classic.py] [--sweeps=examples,epochs,batch] [--out=DIR]
 
-`examples`: subsets of 1,000 to 60,000, each for as many epochs as make 60,000 images. `epochs`: 1 to 50 over 6,000
+`examples`: subsets of 1,000 to 60,000, each for as many epochs as make 60,000 images. `epochs`: 1 to 50 over 5,000
 images, with the resident memory at the end of each. `batch`: 32 to 4,096, one epoch of 60,000. No validation, so that
 every image was trained on; what an epoch costs besides (a checkpoint, a record) is in the cost of its images,
 compilation is not. Memory is that of the whole command, its report included.
@@ -13,9 +13,9 @@ Writes `scaling.json` and `scaling.png` to `--out`. A measurement found there is
 from __future__ import annotations  # matplotlib's types without its import
 
 import os
-import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +36,7 @@ SWEEPS: dict[str, list[dict[str, int]]] = {
         {"train_examples": n, "num_epochs": _IMAGES // n, "batch_size": 128}
         for n in (1_000, 2_000, 5_000, 15_000, 30_000, 60_000)
     ],
-    "epochs": [{"train_examples": 6_000, "num_epochs": n, "batch_size": 128} for n in (1, 2, 5, 10, 25, 50)],
+    "epochs": [{"train_examples": 5_000, "num_epochs": n, "batch_size": 128} for n in (1, 2, 5, 10, 25, 50)],
     "batch": [
         {"train_examples": _IMAGES, "num_epochs": 1, "batch_size": n}
         for n in (32, 64, 128, 256, 512, 1_024, 2_048, 4_096)
@@ -48,45 +48,51 @@ _SWEEPS = flags.DEFINE_multi_enum("sweeps", list(SWEEPS), list(SWEEPS), "what is
 _OUT = flags.DEFINE_string("out", None, "directory for runs and results; a new one under runs/scaling/ if not given")
 
 
-def measure(recipe: str, fields: Mapping[str, int], directory: Path) -> dict[str, Any]:
+def measure(recipe: str, fields: Mapping[str, int]) -> dict[str, Any]:
     """Trains once with the real command: seconds, and MB of memory at the end of each epoch and at most.
 
     Raises:
       RunError: the command failed.
     """
-    done = directory / "measured.json"
-    if done.exists():
-        return run.read_json(done)
-    shutil.rmtree(directory, ignore_errors=True)  # of a measurement that was broken off
-    overrides = [f"--config.{key}={value}" for key, value in {**fields, "validation_examples": 0}.items()]
-    command = [sys.executable, "-m", "mnist_flax.main", f"--config={recipe}", f"--workdir={directory}", *overrides]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    metrics = directory / "metrics.jsonl"
-    memory: list[float] = []
-    ended = 0
-    while not ended:
-        time.sleep(0.01)
-        epochs = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-        if epochs > len(memory):
-            memory += [_resident_megabytes(process.pid)] * (epochs - len(memory))
-        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise cli.RunError(f"{' '.join(command)} ended with status {process.returncode}")
-    summary = run.read_summary(directory)
+    with tempfile.TemporaryDirectory() as parent:
+        directory = Path(parent) / "run"
+        overrides = [f"--config.{key}={value}" for key, value in {**fields, "validation_examples": 0}.items()]
+        command = [sys.executable, "-m", "mnist_flax.main", f"--config={recipe}", f"--workdir={directory}", *overrides]
+        memory, peak = _watch(command, directory / "metrics.jsonl")
+        summary = run.read_summary(directory)
     assert summary
     images = summary["steps"] * fields["batch_size"]
-    result = {
+    return {
         **fields,
         "images": images,
         "microseconds_per_image": 1e6 * summary["train_seconds"] / images,
         "compile_seconds": summary["compile_seconds"],
-        "peak_megabytes": usage.ru_maxrss / 1024,
+        "peak_megabytes": peak,
         "epoch_megabytes": memory,
         "device": summary["device"],
     }
-    run.write_json(done, result)
-    return result
+
+
+def _watch(command: Sequence[str], metrics: Path) -> tuple[list[float], float]:
+    """Runs a training command to its end: MB resident whenever `metrics` grew by an epoch, and MB at most."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    memory: list[float] = []
+    ended = 0
+    try:
+        while not ended:
+            time.sleep(0.01)
+            epochs = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+            if epochs > len(memory):
+                memory += [_resident_megabytes(process.pid)] * (epochs - len(memory))
+            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+    finally:
+        if not ended:  # interrupted
+            process.kill()
+            process.wait()
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise cli.RunError(f"{' '.join(command)} ended with status {process.returncode}")
+    return memory, usage.ru_maxrss / 1024
 
 
 def _resident_megabytes(pid: int) -> float:
@@ -152,10 +158,12 @@ def main(argv: list[str]) -> None:
     print(out, flush=True)
     results: dict[str, list[dict]] = {}
     for name in dict.fromkeys(_SWEEPS.value):
-        values = ("-".join(map(str, fields.values())) for fields in SWEEPS[name])
-        results[name] = [
-            measure(_RECIPE.value, fields, out / value) for fields, value in zip(SWEEPS[name], values, strict=True)
-        ]
+        results[name] = []
+        for fields in SWEEPS[name]:
+            done = out / f"{'-'.join(map(str, fields.values()))}.json"
+            if not done.exists():
+                run.write_json(done, measure(_RECIPE.value, fields))
+            results[name].append(run.read_json(done))
         print_table(results[name], f"{name}, {_RECIPE.value}, {results[name][0]['device']}")
     run.write_json(out / "scaling.json", results)
     figure_scaling(results).savefig(out / "scaling.png")

@@ -23,16 +23,15 @@ MODULES = {"project": "project", "torch": "pytorch", "keras": "keras_tensorflow"
 PACKAGES = {"torch": ["torch"], "keras": ["keras", "tensorflow"], "flax": ["flax"]}  # that the peers need
 MEASURES_PRODUCTS = ("project", "torch")
 
+# Several processes share a GPU, and a terminal.
 ENVIRONMENT = {
-    # Several processes share a GPU.
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     "TF_FORCE_GPU_ALLOW_GROWTH": "true",
     "TF_CPP_MIN_LOG_LEVEL": "2",
-    # PyTorch takes its memory from malloc for every operation. Unless glibc keeps what is freed, as the allocators do
-    # that PyTorch's tuning guide recommends, page faults take almost half of the time.
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**33),
 }
+# PyTorch takes memory from malloc in every operation. Unless glibc keeps what was freed, as the allocators do that
+# PyTorch's tuning guide recommends, page faults take almost half of the time.
+TORCH_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 
 LEARNING_RATE = 1e-3  # of configs/classic.py
 STEPS = 8  # lets Keras run several steps in one call
