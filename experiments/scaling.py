@@ -133,15 +133,16 @@ def figure_scaling(results: Mapping[str, Sequence[dict]]) -> Figure:
     panels = figure.subplots(2, 2).flat
     for axes, (name, rows) in zip(panels, results.items(), strict=False):
         field, label = axis[name]
-        axes.plot([row[field] for row in rows], [row["microseconds_per_image"] for row in rows], "o-", color=BLUE)
-        axes.set(xscale="log", xlabel=label, ylabel="microseconds an image", ylim=(0, None))
+        costs = [row["microseconds_per_image"] for row in rows]
+        axes.plot([row[field] for row in rows], costs, "o-", color=BLUE)
+        axes.set(xscale="log", xlabel=label, ylabel="microseconds an image", ylim=(0, 1.1 * max(costs)))
         axes.set_xticks([row[field] for row in rows], [f"{row[field]:,}" for row in rows], rotation=30)
         axes.minorticks_off()
         axes.grid(axis="y")
     epochs = range(1, len(longest["epoch_megabytes"]) + 1)
     axes = figure.axes[len(results)]
     axes.plot(epochs, longest["epoch_megabytes"], color=BLUE)
-    axes.set(xlabel="epoch", ylabel="resident memory, MB", ylim=(0, None))
+    axes.set(xlabel="epoch", ylabel="resident memory, MB", ylim=(0, 1.1 * max(longest["epoch_megabytes"])))
     axes.grid(axis="y")
     for unused in figure.axes[len(results) + 1 :]:
         unused.remove()
