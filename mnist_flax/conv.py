@@ -130,11 +130,13 @@ def conv_bias_relu_pool(
     return relu_pool(y + per_channel(bias, impl).astype(y.dtype), pool_size, pooling)
 
 
-def dense(x: Float[Array, "batch in"], kernel: Matrix, impl: Implementation) -> Float[Array, "batch out"]:
-    """`x @ kernel` in the type of `x`; with "matmul" in bfloat16, gradients take the fast form too."""
+def dense(
+    x: Float[Array, "batch in"], kernel: Matrix, dimension_numbers: Any, *, impl: Implementation, **options: Any
+) -> Float[Array, "batch out"]:
+    """`x @ kernel`, called as `nn.Dense` calls `lax.dot_general`; with "matmul" in bfloat16, gradients are fast too."""
     if impl == "matmul" and x.dtype == jnp.bfloat16:
         return _dense(x, _beside(x, kernel))
-    return x @ kernel.astype(x.dtype)
+    return lax.dot_general(x, kernel, dimension_numbers, **options)
 
 
 def _beside(x: Array, parameter: Array) -> Array:
@@ -434,7 +436,7 @@ def _products_bwd(layer, residuals, gradient):
                 d_y = jnp.where(which == element, d_y, 0)
             else:
                 d_y = _into_windows(d_y, which, plan.pool_size)
-        d_y = _numbers(d_y.reshape(outputs, -1), x.dtype)
+        d_y = _numbers(d_y, x.dtype).reshape(outputs, -1)
         c = _numbers(columns.reshape(taps, -1), x.dtype)
         if swap:
             d_matrix += _product(d_y, _transposed(c))
