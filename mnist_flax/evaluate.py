@@ -31,8 +31,9 @@ def split_logits(
 
     logits = []
     for start in range(0, len(split.labels), batch_size):
-        part = (array[start : start + batch_size] for array in split)
-        logits.append(np.asarray(evaluate(variables, *train.split_batches(mesh, *part, batch_size))[1][0]))
+        images, labels = (array[start : start + batch_size] for array in split)
+        batch = train.split_batches(mesh, images, labels, batch_size)
+        logits.append(np.asarray(evaluate(variables, *batch)[1][0]))
     return np.concatenate(logits)[: len(split.labels)]
 
 
