@@ -9,7 +9,7 @@ from rich.table import Table
 
 from mnist_flax import cli, progress, run
 
-FIELDS = ("train_accuracy", "validation_accuracy", "test_accuracy", "train_seconds", "total_seconds")
+FIELDS = ("train_accuracy", "validation_accuracy", "test_accuracy", "train_seconds", "test_seconds", "total_seconds")
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:

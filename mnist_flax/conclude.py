@@ -49,6 +49,7 @@ def conclude(config: ConfigDict, splits: data.Splits, result: Result, directory:
         "test_loss": test["negative_log_likelihood"],
         "test_errors": test["errors"],
         "train_seconds": result.train_seconds,
+        "test_seconds": seconds,
         "total_seconds": seconds,
         "compile_seconds": result.compile_seconds,
         "images_per_second": examples / result.train_seconds,

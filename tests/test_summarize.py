@@ -24,7 +24,8 @@ def test_interval_is_students(values):
 def finished(directory, seed, accuracy, dataset="mnist"):
     directory.mkdir()
     run.write_config(directory, default_config(), {})
-    fields = {"train_accuracy": 1.0, "validation_accuracy": None, "train_seconds": 1.0, "total_seconds": 2.0}
+    fields = {"train_accuracy": 1.0, "validation_accuracy": None, "train_seconds": 1.0}
+    fields |= {"test_seconds": 2.0, "total_seconds": 3.0}
     summary = fields | {"dataset": dataset, "seed": seed, "test_accuracy": accuracy, "device": "1 x cpu"}
     (directory / "summary.json").write_text(json.dumps(summary))
     return directory
