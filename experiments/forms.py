@@ -16,6 +16,7 @@ from jaxtyping import Float
 from mnist_flax import cli
 
 _FORMS = flags.DEFINE_integer("forms", 20, "forms of each kind; every fourth is light on dark.", lower_bound=1)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "where the dataset is, if it moved since the run.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["validation", "test"], "whose digits are on the forms.")
 
 
@@ -86,15 +87,15 @@ def main(argv: list[str]) -> None:
         raise cli.UserError("name one run directory: python -m experiments.forms RUN")
     from rich.table import Table
 
-    from mnist_flax import data, metrics, predict, progress, reading, run
+    from mnist_flax import data, metrics, progress, reading, recogniser, run
     from tests import forms
 
     reading.require_packages()
     config = run.read_config(Path(argv[1]))
-    if flags.FLAGS.data_dir:
-        config.data_dir = flags.FLAGS.data_dir
+    if _DATA_DIR.value:
+        config.data_dir = _DATA_DIR.value
     split = getattr(data.load(config), _SPLIT.value)
-    recogniser, threshold = predict.load_reader(argv[1], data_dir=flags.FLAGS.data_dir)
+    reader = recogniser.load_reader(argv[1], data_dir=_DATA_DIR.value)
 
     columns = ("forms", "paper", "digits", "read", "95 % interval", "?", "wrong", "missed", "extra", "numbers read")
     table = Table(*columns, title=f"{config.dataset} {_SPLIT.value} digits on forms", title_justify="left")
@@ -105,7 +106,7 @@ def main(argv: list[str]) -> None:
                 generator = np.random.default_rng([kind, i])
                 form = forms.draw((split.images, split.labels), generator, style, paper, inverted=i % 4 == 3)
                 grey = form.image.astype(np.float32) / 255
-                result = reading.read([grey], "page", recogniser, threshold)[0]
+                result = reading.read([grey], "page", reader.recogniser, reader.threshold)[0]
                 scores.setdefault(paper, []).append(score(form, result))
         rows = {paper: total(each) for paper, each in scores.items()}
         for paper, s in {**rows, "all": total(list(rows.values()))}.items():

@@ -154,7 +154,7 @@ def to_json(reading: Reading) -> dict[str, Any]:
     """A reading as JSON: `text`, and `lines` of `numbers` of `digits`, each with `box`, `confidence`, `probabilities`.
 
     Boxes are [left, top, right, bottom] in pixels of the upright picture; probabilities are of 0 to 9. `digit` is
-    null where the answer is "?".
+    null where the answer is "?"; `likeliest` is what it would be.
     """
     return {
         "text": reading.text,
@@ -162,7 +162,7 @@ def to_json(reading: Reading) -> dict[str, Any]:
             {
                 "text": " ".join(number.text for number in line),
                 "numbers": [
-                    {"text": number.text, "digits": [_digit_to_json(digit) for digit in number.digits]}
+                    {"text": number.text, "digits": [digit_to_json(digit) for digit in number.digits]}
                     for number in line
                 ],
             }
@@ -171,9 +171,10 @@ def to_json(reading: Reading) -> dict[str, Any]:
     }
 
 
-def _digit_to_json(digit: Digit) -> dict[str, Any]:
+def digit_to_json(digit: Digit) -> dict[str, Any]:
     return {
         "digit": digit.likeliest if digit.answered else None,
+        "likeliest": digit.likeliest,
         "box": [round(edge, 1) for edge in digit.box],
         "confidence": round(digit.confidence, 6),
         "probabilities": [round(p, 6) for p in digit.probabilities],
