@@ -97,7 +97,7 @@ def main(argv: list[str]) -> None:
     split = getattr(data.load(config), _SPLIT.value)
     reader = recogniser.load_reader(argv[1], data_dir=_DATA_DIR.value)
 
-    columns = ("forms", "paper", "digits", "read", "95 % interval", "?", "wrong", "missed", "extra", "numbers read")
+    columns = ("forms", "paper", "digits", "read", "95 %", "?", "wrong", "missed", "extra", "numbers")
     table = Table(*columns, title=f"{config.dataset} {_SPLIT.value} digits on forms", title_justify="left")
     for name, style in (("clean", forms.CLEAN), ("degraded", forms.DEGRADED)):
         scores: dict[str, list[Score]] = {}
@@ -111,10 +111,10 @@ def main(argv: list[str]) -> None:
         rows = {paper: total(each) for paper, each in scores.items()}
         for paper, s in {**rows, "all": total(list(rows.values()))}.items():
             low, high = metrics.wilson_interval(s.read, s.digits)
-            shares = (f"{count / s.digits:.2%}" for count in (s.unsure, s.wrong, s.missed, s.extra))
-            interval = f"{low:.1%} to {high:.1%}"
-            numbers = f"{s.numbers_read / s.numbers:.2%}"
-            table.add_row(name, paper, f"{s.digits:,}", f"{s.read / s.digits:.2%}", interval, *shares, numbers)
+            shares = (f"{count / s.digits:.1%}" for count in (s.unsure, s.wrong, s.missed, s.extra))
+            interval = f"{100 * low:.1f}-{100 * high:.1f}"
+            numbers = f"{s.numbers_read / s.numbers:.1%}"
+            table.add_row(name, paper, f"{s.digits:,}", f"{s.read / s.digits:.1%}", interval, *shares, numbers)
         table.add_section()
     progress.console.print(table)
 

@@ -118,36 +118,39 @@ def recognise(sheets: Sequence[Sheet], recogniser: Recogniser, threshold: float)
         return [Reading(()) for _ in sheets]
     scores = iter(recogniser(np.stack([span.image for span in spans])))
     return [
-        Reading(
-            tuple(
-                _line(sheet, lattice, np.stack([next(scores) for _ in lattice]), threshold)
-                for lattice in sheet.lattices
-            )
-        )
+        Reading(_lines(sheet, [np.stack([next(scores) for _ in lattice]) for lattice in sheet.lattices], threshold))
         for sheet in sheets
     ]
 
 
-def _line(
-    sheet: Sheet, lattice: Sequence[Span], scores: Float[np.ndarray, "spans classes"], threshold: float
-) -> tuple[Number, ...]:
-    """The numbers of a line: the best path through its lattice, parted where a number ends."""
-    path = segment.best_path(lattice, scores.max(axis=1), sheet.height)
-    digits = []
-    for index in path:
-        probabilities = np.exp(scores[index])
-        likeliest = int(probabilities.argmax())
-        confidence = float(probabilities[likeliest])
-        text = str(likeliest) if confidence >= threshold else UNREADABLE
-        box = _box_in_picture(lattice[index].box, sheet.to_picture)
-        digits.append(Digit(text, likeliest, confidence, tuple(map(float, probabilities)), box, lattice[index].image))
-    breaks = layout_lib.number_breaks([lattice[i].box for i in path], sheet.height, sheet.separators)
-    numbers: list[list[Digit]] = [[digits[0]]]
-    for digit, new in zip(digits[1:], breaks, strict=True):
-        if new:
-            numbers.append([])
-        numbers[-1].append(digit)
-    return tuple(Number(tuple(number)) for number in numbers)
+def _lines(
+    sheet: Sheet, scores: Sequence[Float[np.ndarray, "spans classes"]], threshold: float
+) -> tuple[tuple[Number, ...], ...]:
+    """The numbers of each line: the best path through its lattice, parted where a number ends."""
+    paths = [
+        segment.best_path(lattice, each.max(axis=1), sheet.height)
+        for lattice, each in zip(sheet.lattices, scores, strict=True)
+    ]
+    boxes = [[lattice[i].box for i in path] for lattice, path in zip(sheet.lattices, paths, strict=True)]
+    breaks = layout_lib.number_breaks(boxes, sheet.height, sheet.separators)
+    lines = []
+    for lattice, each, path, ends in zip(sheet.lattices, scores, paths, breaks, strict=True):
+        numbers: list[list[Digit]] = []
+        for index, new in zip(path, [True, *ends], strict=True):
+            if new:
+                numbers.append([])
+            numbers[-1].append(_digit(lattice[index], each[index], sheet.to_picture, threshold))
+        lines.append(tuple(Number(tuple(number)) for number in numbers))
+    return tuple(lines)
+
+
+def _digit(span: Span, scores: Float[np.ndarray, " classes"], to_picture: np.ndarray, threshold: float) -> Digit:
+    probabilities = np.exp(scores)
+    likeliest = int(probabilities.argmax())
+    confidence = float(probabilities[likeliest])
+    text = str(likeliest) if confidence >= threshold else UNREADABLE
+    box = _box_in_picture(span.box, to_picture)
+    return Digit(text, likeliest, confidence, tuple(map(float, probabilities)), box, span.image)
 
 
 def to_json(reading: Reading) -> dict[str, Any]:

@@ -120,6 +120,8 @@ async def predict(service: Service, request: Request) -> Response:
     choices = api.parse_choices(request.query_params)
     kind = _content_type(request)
     if kind == "application/json":
+        if request.query_params:
+            raise UserError("parameters are for pictures: a digit in JSON takes none")
         digit = api.parse_digit(await _body(request, MOST_JSON))
         (scores,) = await service.recognise(digit.image[None])
         return JSONResponse(api.digit_to_json(scores, digit.image, service.reader.threshold))

@@ -1,8 +1,9 @@
 // The answer: the digit, a sentence, and ten bars that are also buttons.
 import { element } from "./app.js";
 
-const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
-/** A share that fits over a bar; what is neither 0 nor 1 is not shown as such. */
+/** A share as people read it; what is neither 0 nor 1 is not shown as such. */
+const percent = (share) =>
+  share > 0.9995 ? "over 99.9 %" : share < 0.0005 ? "under 0.1 %" : `${(100 * share).toFixed(1)} %`;
 const brief = (share) => (share < 0.001 ? "0" : share > 0.999 ? "100" : (100 * share).toFixed(share < 0.0995 ? 1 : 0));
 
 /** `asked(digit)` is called when a bar is pressed. */
@@ -25,7 +26,7 @@ export function makeAnswer(asked) {
   function fill(probabilities) {
     bars.forEach(({ button, share, fill }, digit) => {
       const p = probabilities?.[digit] ?? 0;
-      fill.style.height = percent(p);
+      fill.style.height = `${100 * p}%`;
       share.textContent = probabilities ? brief(p) : "";
       button.disabled = !probabilities;
       button.setAttribute("aria-label", probabilities ? `${digit}: ${percent(p)}` : `${digit}`);

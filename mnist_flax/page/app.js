@@ -94,6 +94,7 @@ function open(tab, focus) {
     element(other.getAttribute("aria-controls")).hidden = !selected;
   }
   if (focus) tab.focus();
+  document.querySelector("main").dataset.view = tab.id.slice(4);
   history.replaceState(null, "", `#${tab.id.slice(4)}`);
   if (tab.id === "tab-draw") pad.resize();
   if (tab.id === "tab-mistakes") mistakes.load();

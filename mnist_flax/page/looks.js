@@ -58,7 +58,7 @@ function paintLayer(canvas, { shape, values }) {
   const bytes = Uint8Array.from(atob(values), (character) => character.charCodeAt(0));
   const [count, height, width] = shape.length === 3 ? shape : [shape[0], 1, 1];
   const gap = shape.length === 3 ? 1 : 0;
-  const columns = Math.ceil(Math.sqrt(count * 2)); // twice as wide as high
+  const columns = Math.ceil(Math.sqrt(2 * count)); // twice as wide as high
   const rows = Math.ceil(count / columns);
   canvas.width = columns * (width + gap) - gap;
   canvas.height = rows * (height + gap) - gap;
