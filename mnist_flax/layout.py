@@ -10,7 +10,7 @@ from mnist_flax.segment import FRAGMENT, Box, Marks
 SAME_LINE = 0.6  # digit heights between the middles of neighbours in a line
 NUMBER_GAP = 0.6  # digit heights between two numbers, where digits are written close
 BOX_GAP = 0.35  # digit heights between the boxes of two numbers, more than between those of one
-WIDE_PITCH = 1.5  # times the pitch of digits in boxes: between two numbers
+WIDE_PITCH, WIDEST_PITCH = 1.25, 1.6  # times the usual pitch of digits in boxes: where numbers may, and must, end
 
 
 def find_lines(marks: Marks) -> list[list[int]]:
@@ -53,7 +53,7 @@ def number_breaks(
 
     - Where rules run through digits, as on squared paper, they say nothing: a wide gap ends a number.
     - Where most neighbours are parted by rules, digits have boxes of their own: a number ends where two rules are
-      further apart than usual, or the pitch is wide.
+      further apart than usual and so are the digits, or the digits much further.
     - Elsewhere a wide gap does, or a rule.
     """
     pairs = [list(itertools.pairwise(line)) for line in lines]
@@ -68,10 +68,11 @@ def number_breaks(
         parted = np.array([len(found) > 0 for found in rules])
         if parted.mean() > 0.5:
             spans = np.array([found[-1] - found[0] if found else 0.0 for found in rules]) / height
-            breaks = spans > np.percentile(spans[parted], 20) + BOX_GAP
             pitch = np.array([(b[0] + b[2] - a[0] - a[2]) / 2 for a, b in every])
-            if not breaks.all():
-                breaks |= pitch > WIDE_PITCH * np.median(pitch[~breaks])
+            within = parted & (spans <= np.percentile(spans[parted], 20))
+            relative = pitch / np.median(pitch[within])
+            apart = spans > spans[within].max() + BOX_GAP
+            breaks = (apart & (relative > WIDE_PITCH)) | (relative > WIDEST_PITCH)
         else:
             breaks |= parted
     result = iter(breaks.tolist())
