@@ -68,9 +68,7 @@ def probabilities(
     return jax.nn.softmax(activations(config, parameters, normalize(images))["logits"])
 
 
-def activations(
-    config: ConfigDict, parameters: Parameters, images: Float[Array, "batch 28 28"]
-) -> dict[str, Float[Array, "batch *features"]]:
+def activations(config: ConfigDict, parameters: Parameters, images: Float[Array, "batch 28 28"]) -> dict[str, Array]:
     """What each layer makes of images in [0, 1], in order.
 
     Returns:
