@@ -1,5 +1,6 @@
 """Serves a trained model: a page to draw on and an API, `python -m mnist_flax.serve RUN [--port=8000]`."""
 
+import contextlib
 import ipaddress
 import logging as std_logging
 import signal
@@ -70,35 +71,43 @@ def names(host: str) -> list[str] | None:
     return ["localhost", "127.0.0.1", "[::1]"] if address.is_loopback else None
 
 
+def serve(listener: socket.socket, directory: str) -> None:
+    """Loads a run and serves it until SIGINT or SIGTERM comes; requests under way are then finished.
+
+    Raises KeyboardInterrupt if one comes while the run is still being loaded.
+    """
+    import uvicorn
+
+    from mnist_flax import recogniser, web
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    reader = recogniser.load_reader(directory, _CHECKPOINT.value, _THRESHOLD.value, _DATA_DIR.value)
+    web.warm_up(reader)
+    limits = web.Limits(round(_MAX_MEGABYTES.value * 1e6), round(_MAX_MEGAPIXELS.value * 1e6))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            web.make_app(reader, limits, names(_HOST.value)),
+            log_level=std_logging.WARNING,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_graceful_shutdown=SECONDS_TO_FINISH,
+        )
+    )
+    # The server stops by itself at these, and then raises them again, which is not to end the process by force.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: None)
+    host = f"[{_HOST.value}]" if ":" in _HOST.value else _HOST.value
+    print(f"serving {directory} at http://{host}:{listener.getsockname()[1]} (Ctrl-C stops)", flush=True)
+    server.run(sockets=[listener])
+
+
 def main(argv: list[str]) -> None:
     if len(argv) != 2:
         raise cli.UserError("name one run directory: python -m mnist_flax.serve RUN")
     require_packages()
-    with listen(_HOST.value, _PORT.value) as listener:
-        import uvicorn
-
-        from mnist_flax import recogniser, web
-
-        reader = recogniser.load_reader(argv[1], _CHECKPOINT.value, _THRESHOLD.value, _DATA_DIR.value)
-        web.warm_up(reader)
-        limits = web.Limits(round(_MAX_MEGABYTES.value * 1e6), round(_MAX_MEGAPIXELS.value * 1e6))
-        server = uvicorn.Server(
-            uvicorn.Config(
-                web.make_app(reader, limits, names(_HOST.value)),
-                log_level=std_logging.WARNING,
-                access_log=False,
-                server_header=False,
-                limit_concurrency=MOST_CONNECTIONS,
-                timeout_graceful_shutdown=SECONDS_TO_FINISH,
-            )
-        )
-        # The server stops by itself at these, and then raises them again, which is not to end the process by force.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda number, frame: None)
-        port = listener.getsockname()[1]
-        shown = f"[{_HOST.value}]" if ":" in _HOST.value else _HOST.value
-        print(f"serving {argv[1]} at http://{shown}:{port} (Ctrl-C stops)", flush=True)
-        server.run(sockets=[listener])
+    with listen(_HOST.value, _PORT.value) as listener, contextlib.suppress(KeyboardInterrupt):
+        serve(listener, argv[1])
     print("stopped", flush=True)
 
 
