@@ -18,6 +18,7 @@ from mnist_flax.segment import Span
 
 LAYOUTS = ("digit", "line", "page")
 UNREADABLE = "?"
+SMALLEST = 6.0  # pixels: what is lower is no digit but noise
 WORKING_PIXELS = 6_000_000  # larger pictures are reduced: an A4 page at 250 dots an inch
 
 
@@ -98,7 +99,7 @@ def find(picture: Grey, layout: str) -> Sheet:
     ink = rules.remove_longest_rules(ink, longest)
     ink, _ = rules.remove_rules(ink, rules.digit_height(ink.mask))
     height = rules.digit_height(ink.mask)
-    if not height:
+    if height < SMALLEST:
         return Sheet((), 0.0, np.zeros((1, 1), bool), to_picture)
     ink, separators = rules.remove_rules(ink_lib.find_ink(grey, height), height)
     marks = segment.find_marks(ink, height)

@@ -1,5 +1,6 @@
 """Printed lines on the paper: how far it is turned, and ink without rules, boxes and grids."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +43,7 @@ def remove_rules(ink: Ink, height: float) -> tuple[Ink, Mask]:
     from scipy import ndimage
 
     near = 2 * max(1, round(0.03 * height)) + 1  # thin rules have gaps
-    frames = _frames(ndimage.maximum_filter(ink.faint, near), height)
+    frames = _frames(ndimage.maximum_filter(ink.faint, near), 1.1 * height)
     sizes = {"stroke": height, "shortest": LONGEST_STROKE * height}
     turned = [frame._replace(rows=frame.columns, columns=frame.rows) for frame in frames]
     vertical = _lines(ink.faint.T, frames=turned, **sizes).T
@@ -98,20 +99,25 @@ class Frame(NamedTuple):
     side: int  # pixels, the shorter one
 
 
-def _frames(faint: Mask, height: float) -> list[Frame]:
+def _frames(faint: Mask, least: float) -> list[Frame]:
+    """Frames whose sides are at least so many pixels long."""
     from scipy import ndimage
 
     labels, _ = ndimage.label(faint, np.ones((3, 3)))
     frames = []
     for number, box in enumerate(ndimage.find_objects(labels), start=1):
         rows, columns = (part.stop - part.start for part in box)
-        if min(rows, columns) < height:
+        if min(rows, columns) < least:
             continue
         mark = labels[box] == number
         depth = max(2, round(0.12 * min(rows, columns)))
-        sides = [_side(ndimage.maximum_filter1d(mark, depth, axis).mean(1 - axis)) - depth for axis in (0, 1)]
+        ends = [_sides(ndimage.maximum_filter1d(mark, depth, axis).mean(1 - axis)) for axis in (0, 1)]
+        sides = [stop - start - depth for start, stop in ends]
         if min(sides) > 0:
-            frames.append(Frame(*box, min(sides)))
+            inner = mark[tuple(slice(start + depth // 2, stop - depth // 2) for start, stop in ends)]
+            corners = itertools.product((slice(depth), slice(-depth, None)), repeat=2)
+            if all(inner[corner].any() for corner in corners):  # a 0 has none
+                frames.append(Frame(*box, min(sides)))
     return frames
 
 
@@ -152,15 +158,15 @@ def _lines(faint: Mask, stroke: float, shortest: float, frames: list[Frame]) -> 
     return rules & ndimage.binary_dilation(faint)
 
 
-def _side(coverage: Float[np.ndarray, " n"]) -> int:
-    """Pixels between two opposite sides, from the share of ink across each place; 0 where they are not drawn.
+def _sides(coverage: Float[np.ndarray, " n"]) -> tuple[int, int]:
+    """Where two opposite sides of a frame are, from the share of ink across each place; (0, 0) if they are not drawn.
 
     Dirt may stick out of a frame: its sides are near the ends of its bounding box, not on them.
     """
     drawn = np.flatnonzero(coverage > 0.85)
     if not len(drawn) or drawn[0] >= 0.25 * len(coverage) or drawn[-1] < 0.75 * len(coverage):
-        return 0
-    return int(drawn[-1] - drawn[0]) + 1
+        return 0, 0
+    return int(drawn[0]), int(drawn[-1]) + 1
 
 
 def _tracks(part: Mask) -> list[Mask]:

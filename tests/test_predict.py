@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -84,7 +85,8 @@ def test_below_the_threshold_is_a_question_mark(digits_run, folder):
     assert "7.png: ? (likeliest 7, " in out
 
 
-def test_calibration_is_kept_and_made_anew_for_other_parameters(digits_run, folder):
+def test_calibration_is_kept_and_made_anew_for_other_parameters(digits_run, folder, tmp_path):
+    digits_run = shutil.copytree(digits_run, tmp_path / "run")
     path = digits_run / "calibration.json"
     predict(digits_run, folder / "7.png")
     kept = json.loads(path.read_text())
