@@ -317,6 +317,7 @@ def export(trained: Run, splits, name: str, directory: Path) -> Export:
             batch: latencies(models, np.resize(splits.test.images, (batch, 28, 28)), repeats)
             for batch, repeats in LATENCY_BATCHES.items()
         }
+        draft.chmod(0o644)  # some writers leave files that no one else may read
         with draft.open("rb+") as file:
             os.fsync(file.fileno())  # else the rename may survive a power cut and the content not
         os.replace(draft, directory / kind.file_name)

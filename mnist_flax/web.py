@@ -91,10 +91,15 @@ def make_app(reader: Reader, limits: Limits, hosts: Iterable[str] | None = None)
         return Route(path, handle, methods=[method])
 
     routes = [
-        route("/api/predict", predict, "POST"),
-        route("/api/explain", explain_digit, "POST"),
-        route("/api/mistakes", list_mistakes, "GET"),
-        route("/api/run", describe_run, "GET"),
+        Mount(
+            "/api",
+            routes=[
+                route("/predict", predict, "POST"),
+                route("/explain", explain_digit, "POST"),
+                route("/mistakes", list_mistakes, "GET"),
+                route("/run", describe_run, "GET"),
+            ],
+        ),
         route("/healthz", health, "GET"),
         Mount("/", StaticFiles(directory=PAGE, html=True)),
     ]

@@ -52,6 +52,7 @@ def test_an_export_predicts_what_the_run_predicts(name, trained, splits, tmp_pat
     needs(*formats.FORMATS[name].packages)
     export = formats.export(trained, splits, name, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [export.path.name]
+    assert export.path.stat().st_mode & 0o777 == 0o644
     comparison = export.comparison
     assert comparison.examples == len(splits.test.labels)
     assert comparison.flax_accuracy > 0.9  # it has learned something
