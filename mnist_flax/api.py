@@ -170,7 +170,7 @@ def mistakes_to_json(found: Mistakes, threshold: float) -> dict[str, Any]:
         "unanswered": found.unanswered,
         "mistakes": [
             {
-                "index": mistake.index,
+                "index": mistake.number,
                 "label": mistake.label,
                 **digit_to_json(np.log(np.maximum(mistake.probabilities, 1e-300)), mistake.image, threshold),
             }

@@ -3,7 +3,7 @@
 import itertools
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from mnist_flax.segment import FRAGMENT, Box, Marks
 
@@ -54,21 +54,23 @@ def number_breaks(
     - Where rules run through digits, as on squared paper, they say nothing: a wide gap ends a number.
     - Where most neighbours are parted by rules, digits have boxes of their own: a number ends where two rules are
       further apart than usual and so are the digits, or the digits much further.
-    - Elsewhere a wide gap does, or a rule.
+    - Elsewhere a wide gap does, or a rule; an even pitch is that of boxes.
     """
     pairs = [list(itertools.pairwise(line)) for line in lines]
     every = [pair for line in pairs for pair in line]
     if not every:
         return [[] for _ in lines]
     gaps = np.array([b[0] - a[2] for a, b in every]) / height
+    pitch = np.array([(b[0] + b[2] - a[0] - a[2]) / 2 for a, b in every])
     usual = float(np.median(gaps))
     breaks = gaps > (max(NUMBER_GAP, 2.0 * usual) if usual < NUMBER_GAP else NUMBER_GAP)
+    if usual >= NUMBER_GAP and _is_even(pitch):  # in boxes that were too pale to be seen
+        breaks = pitch > WIDE_PITCH * np.percentile(pitch, 25)
     if np.mean([_is_crossed(box, separators) for line in lines for box in line]) < 0.25:
         rules = [_rules_between(a, b, separators) for a, b in every]
         parted = np.array([len(found) > 0 for found in rules])
         if parted.mean() > 0.5:
             spans = np.array([found[-1] - found[0] if found else 0.0 for found in rules]) / height
-            pitch = np.array([(b[0] + b[2] - a[0] - a[2]) / 2 for a, b in every])
             within = parted & (spans <= np.percentile(spans[parted], 20))
             relative = pitch / np.median(pitch[within])
             apart = spans > spans[within].max() + BOX_GAP
@@ -77,6 +79,12 @@ def number_breaks(
             breaks |= parted
     result = iter(breaks.tolist())
     return [[next(result) for _ in line] for line in pairs]
+
+
+def _is_even(pitch: Float[np.ndarray, " pairs"]) -> bool:
+    """Whether most neighbours are equally far apart."""
+    near = pitch[pitch < WIDE_PITCH * np.percentile(pitch, 25)]
+    return len(near) > 0.4 * len(pitch) and bool(near.std() < 0.08 * near.mean())
 
 
 def _is_crossed(box: Box, separators: Bool[np.ndarray, "rows columns"]) -> bool:

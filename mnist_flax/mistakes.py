@@ -9,7 +9,7 @@ from mnist_flax.recogniser import Reader, splits_at_hand
 
 
 class Mistake(NamedTuple):
-    index: int  # of the example in the test split
+    number: int  # of the example in the test split
     label: int
     probabilities: tuple[float, ...]
     image: UInt8[np.ndarray, "28 28"]

@@ -97,11 +97,12 @@ def find(picture: Grey, layout: str) -> Sheet:
         grey, to_picture = _turned(grey, degrees, to_picture)
         ink = ink_lib.find_ink(grey)
     ink = rules.remove_longest_rules(ink, longest)
-    ink, _ = rules.remove_rules(ink, rules.digit_height(ink.mask))
+    ink, thin = rules.remove_rules(ink, rules.digit_height(ink.mask))  # the thinnest do not outlive smoothing
     height = rules.digit_height(ink.mask)
     if height < SMALLEST:
         return Sheet((), 0.0, np.zeros((1, 1), bool), to_picture)
     ink, separators = rules.remove_rules(ink_lib.find_ink(grey, height), height)
+    separators |= thin
     marks = segment.find_marks(ink, height)
     if layout == "digit":
         lattices = [segment.whole(ink, marks)] if marks.boxes else []

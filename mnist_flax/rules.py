@@ -43,7 +43,8 @@ def remove_rules(ink: Ink, height: float) -> tuple[Ink, Mask]:
     from scipy import ndimage
 
     near = 2 * max(1, round(0.03 * height)) + 1  # thin rules have gaps
-    frames = _frames(ndimage.maximum_filter(ink.faint, near), 1.1 * height)
+    closed = ndimage.minimum_filter(ndimage.maximum_filter(ink.faint, near), near)
+    frames = _frames(closed, 1.1 * height)
     sizes = {"stroke": height, "shortest": LONGEST_STROKE * height}
     turned = [frame._replace(rows=frame.columns, columns=frame.rows) for frame in frames]
     vertical = _lines(ink.faint.T, frames=turned, **sizes).T
@@ -115,9 +116,9 @@ def _frames(faint: Mask, least: float) -> list[Frame]:
         sides = [stop - start - depth for start, stop in ends]
         if min(sides) > 0:
             inner = mark[tuple(slice(start + depth // 2, stop - depth // 2) for start, stop in ends)]
-            corners = itertools.product((slice(depth), slice(-depth, None)), repeat=2)
+            corners = itertools.product((slice(depth // 2), slice(-(depth // 2), None)), repeat=2)
             if all(inner[corner].any() for corner in corners):  # a 0 has none
-                frames.append(Frame(*box, min(sides)))
+                frames.append(Frame(box[0], box[1], min(sides)))
     return frames
 
 
