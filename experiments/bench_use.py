@@ -53,7 +53,9 @@ def page_of(digits, count: int):
     """A form (see `tests.forms`) of at least `count` digits, in as few lines of six numbers as it takes."""
     from tests import forms
 
-    drawings = (forms.draw(digits, np.random.default_rng(0), lines=lines, numbers=6) for lines in itertools.count(1))
+    drawings = (
+        forms.draw(digits, np.random.default_rng(0), lines=lines, numbers=6) for lines in itertools.count(count // 20)
+    )
     return next(drawn for drawn in drawings if len(drawn.boxes) >= count)
 
 

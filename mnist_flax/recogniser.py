@@ -15,7 +15,8 @@ from mnist_flax import calibration, cli, metrics
 from mnist_flax.calibration import Calibration
 from mnist_flax.run import Run
 
-BATCH_SIZES = (1, 4, 16, 64, 256, 1024, 2048)  # a batch is padded to the next of these, so that few programs are compiled
+# A batch is padded to the next of these, so that few programs are compiled.
+BATCH_SIZES = (1, 4, 16, 64, 256, 1024, 2048)
 DIGITS = tuple("0123456789")
 DEFAULT_THRESHOLD = 0.9  # where a run cannot be calibrated
 
