@@ -66,14 +66,17 @@ def load_reader(
 
 
 def make_logits(run: Run) -> Recogniser:
-    """Logits in float32 of any number of images, computed in padded batches of `BATCH_SIZES`."""
+    """Logits of any number of images, computed in float32 in padded batches of `BATCH_SIZES`."""
     import jax
 
-    from mnist_flax import model
+    from mnist_flax import inference, model
 
-    # Outside of a training loop XLA's own convolution is the fastest on every device.
-    network = run.model.clone(impl="lax")
-    compiled = jax.jit(lambda variables, images: network.apply(variables, model.normalize(images)))
+    config = run.config.model
+    parameters = inference.fold_batch_norm(config, run.variables)
+    compiled = jax.jit(
+        lambda parameters, images: inference.activations(config, parameters, model.normalize(images))["logits"]
+    )
+    parameters = jax.device_put(parameters)
 
     def logits(images: Images) -> Float[np.ndarray, "digits classes"]:
         results = [np.zeros((0, len(run.class_names)), np.float32)]
@@ -82,7 +85,7 @@ def make_logits(run: Run) -> Recogniser:
             size = next(size for size in BATCH_SIZES if size >= len(part))
             if size > len(part):
                 part = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
-            results.append(np.asarray(compiled(run.variables, part))[: len(images) - start])
+            results.append(np.asarray(compiled(parameters, part))[: len(images) - start])
         return np.concatenate(results) if len(results) > 2 else results[-1]
 
     return logits

@@ -82,7 +82,6 @@ def serve(listener: socket.socket, directory: str) -> None:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     reader = recogniser.load_reader(directory, _CHECKPOINT.value, _THRESHOLD.value, _DATA_DIR.value)
-    web.warm_up(reader)
     limits = web.Limits(round(_MAX_MEGABYTES.value * 1e6), round(_MAX_MEGAPIXELS.value * 1e6))
     server = uvicorn.Server(
         uvicorn.Config(

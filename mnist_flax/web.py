@@ -58,13 +58,14 @@ class Service(NamedTuple):
 
 
 def make_app(reader: Reader, limits: Limits, hosts: Iterable[str] | None = None) -> ASGIApp:
-    """The application of one run.
+    """The application of one run, its programs compiled.
 
     `hosts` are the names that a request may call the server by; others are refused, so that no website can make
     a browser talk to it under a name of its own (DNS rebinding). None allows all.
     """
     pictures, network = ThreadPoolExecutor(2, "pictures"), ThreadPoolExecutor(1, "network")
     explainer = explain.make_explain(reader.run, reader.temperature)
+    warm_up(reader, explainer)
     found: list[dict[str, Any] | None] = []
     searching = asyncio.Lock()
 
@@ -108,13 +109,13 @@ def make_app(reader: Reader, limits: Limits, hosts: Iterable[str] | None = None)
     return secured(app, None if hosts is None else frozenset(hosts))
 
 
-def warm_up(reader: Reader) -> None:
+def warm_up(reader: Reader, explainer: Callable[[np.ndarray, int], explain.Explanation]) -> None:
     """Compiles what a first visitor would have to wait for."""
     from mnist_flax.recogniser import BATCH_SIZES
 
     for size in BATCH_SIZES[:5]:
         reader.recogniser(np.zeros((size, 28, 28), np.uint8))
-    explain.make_explain(reader.run, reader.temperature)(np.zeros((28, 28), np.uint8), 0)
+    explainer(np.zeros((28, 28), np.uint8), 0)
 
 
 # Endpoints

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -57,13 +58,19 @@ def conforms(description: dict, name: str, content) -> None:
     jsonschema.validate(content, description | {"$ref": f"#/components/schemas/{name}"})
 
 
+def float32_model(directory: Path) -> tuple:
+    """The Linen model of a run, and its variables."""
+    trained = run.load_run(directory)
+    return trained.model.clone(compute_dtype=np.dtype("float32"), impl="lax"), trained.variables
+
+
 # What it answers
 
 
 def test_pixels_get_the_models_own_probabilities(server, digits_run, test_split, description):
-    trained = run.load_run(digits_run)
+    model, variables = float32_model(digits_run)
     calibration = json.loads((digits_run / "calibration.json").read_text())
-    logits = np.asarray(trained.model.apply(trained.variables, test_split.images[:5] / np.float32(255)), np.float64)
+    logits = np.asarray(model.apply(variables, test_split.images[:5] / np.float32(255)), np.float64)
     expected = np.exp(logits / calibration["temperature"])
     expected /= expected.sum(1, keepdims=True)
     for image, probabilities in zip(test_split.images[:5], expected, strict=True):
@@ -115,8 +122,8 @@ def test_an_explanation_is_of_what_was_asked_about(server, description):
 def test_mistakes_are_those_of_the_test_split(server, digits_run, test_split, description):
     found = server.get("/api/mistakes")
     conforms(description, "Mistakes", found)
-    trained = run.load_run(digits_run)
-    logits = np.asarray(trained.model.apply(trained.variables, test_split.images / np.float32(255)))
+    model, variables = float32_model(digits_run)
+    logits = np.asarray(model.apply(variables, test_split.images / np.float32(255)))
     wrong = np.flatnonzero(logits.argmax(1) != test_split.labels)
     assert found["examples"] == len(test_split.labels) and found["errors"] == len(wrong)
     assert sorted(mistake["index"] for mistake in found["mistakes"]) == wrong.tolist()
