@@ -67,7 +67,7 @@ def number_breaks(
     if usual >= NUMBER_GAP and _is_even(pitch):  # in boxes that were too pale to be seen
         breaks = pitch > WIDE_PITCH * np.percentile(pitch, 25)
     if np.mean([_is_crossed(box, separators) for line in lines for box in line]) < 0.25:
-        rules = [_rules_between(a, b, separators) for a, b in every]
+        rules = [_rules_between(a, b, height, separators) for a, b in every]
         parted = np.array([len(found) > 0 for found in rules])
         if parted.mean() > 0.5:
             spans = np.array([found[-1] - found[0] if found else 0.0 for found in rules]) / height
@@ -95,12 +95,16 @@ def _is_crossed(box: Box, separators: Bool[np.ndarray, "rows columns"]) -> bool:
     return bool(middle.size) and bool(middle.any(1).mean() > 0.5)
 
 
-def _rules_between(a: Box, b: Box, separators: Bool[np.ndarray, "rows columns"]) -> list[float]:
-    """Columns of the vertical rules that pass between two digits, from left to right."""
-    top, bottom = max(a[1], b[1], 0), min(a[3], b[3])
+def _rules_between(a: Box, b: Box, height: float, separators: Bool[np.ndarray, "rows columns"]) -> list[float]:
+    """Columns of the vertical rules that pass between two digits, from left to right.
+
+    A rule reaches beyond the digits, above and below; what does not is a stroke that was taken for one.
+    """
+    beyond = round(0.1 * height)
+    top, bottom = max(0, min(a[1], b[1]) - beyond), max(a[3], b[3]) + beyond
     left, right = sorted((max(0, (a[0] + a[2]) // 2), max(0, (b[0] + b[2]) // 2)))
     between = separators[top:bottom, left:right]
-    if not between.size or between.any(1).mean() <= 0.5:
+    if not between.size or between.any(1).mean() <= 0.75:
         return []
     inked = np.flatnonzero(between.any(0))
     return [float(run.mean()) for run in np.split(inked, np.flatnonzero(np.diff(inked) > 1) + 1)]

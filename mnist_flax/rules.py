@@ -44,7 +44,7 @@ def remove_rules(ink: Ink, height: float) -> tuple[Ink, Mask]:
 
     near = 2 * max(1, round(0.03 * height)) + 1  # thin rules have gaps
     closed = ndimage.minimum_filter(ndimage.maximum_filter(ink.faint, near), near)
-    frames = _frames(closed, 1.1 * height)
+    frames = _frames(closed, height)
     sizes = {"stroke": height, "shortest": LONGEST_STROKE * height}
     turned = [frame._replace(rows=frame.columns, columns=frame.rows) for frame in frames]
     vertical = _lines(ink.faint.T, frames=turned, **sizes).T
@@ -115,8 +115,8 @@ def _frames(faint: Mask, least: float) -> list[Frame]:
         ends = [_sides(ndimage.maximum_filter1d(mark, depth, axis).mean(1 - axis)) for axis in (0, 1)]
         sides = [stop - start - depth for start, stop in ends]
         if min(sides) > 0:
-            inner = mark[tuple(slice(start + depth // 2, stop - depth // 2) for start, stop in ends)]
-            corners = itertools.product((slice(depth // 2), slice(-(depth // 2), None)), repeat=2)
+            inner = mark[tuple(slice(start, stop) for start, stop in ends)]
+            corners = itertools.product((slice(depth), slice(-depth, None)), repeat=2)
             if all(inner[corner].any() for corner in corners):  # a 0 has none
                 frames.append(Frame(box[0], box[1], min(sides)))
     return frames
