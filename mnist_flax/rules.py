@@ -95,9 +95,9 @@ def _bridged(strokes: Mask, rules: Mask, height: float) -> Mask:
 class Frame(NamedTuple):
     """A mark whose four sides are drawn: a box, a comb or a table."""
 
-    rows: slice  # of its bounding box, which may hold dirt besides
+    box: tuple[slice, slice]  # of all its ink, dirt that touches it included
+    rows: slice  # from its upper to its lower side
     columns: slice
-    side: int  # pixels, the shorter one
 
 
 def _frames(faint: Mask, least: float) -> list[Frame]:
@@ -113,12 +113,15 @@ def _frames(faint: Mask, least: float) -> list[Frame]:
         mark = labels[box] == number
         depth = max(2, round(0.12 * min(rows, columns)))
         ends = [_sides(ndimage.maximum_filter1d(mark, depth, axis).mean(1 - axis)) for axis in (0, 1)]
-        sides = [stop - start - depth for start, stop in ends]
-        if min(sides) > 0:
+        if all(stop - start > depth for start, stop in ends):
             inner = mark[tuple(slice(start, stop) for start, stop in ends)]
             corners = itertools.product((slice(depth), slice(-depth, None)), repeat=2)
             if all(inner[corner].any() for corner in corners):  # a 0 has none
-                frames.append(Frame(box[0], box[1], min(sides)))
+                sides = (
+                    slice(part.start + start + depth // 2, part.start + stop - depth // 2)
+                    for part, (start, stop) in zip(box, ends, strict=True)
+                )
+                frames.append(Frame(box, *sides))
     return frames
 
 
@@ -136,10 +139,7 @@ def _lines(faint: Mask, stroke: float, shortest: float, frames: list[Frame]) -> 
     rules = np.zeros_like(faint)
     for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
         length = columns.stop - columns.start
-        if length < shortest and not any(
-            _inside(rows, frame.rows) and _inside(columns, frame.columns) and length > 0.9 * frame.side
-            for frame in frames
-        ):
+        if length < shortest and not any(_crosses(rows, columns, frame) for frame in frames):
             continue
         for track in _tracks(labels[rows, columns] == number):
             counts = track.sum(0)
@@ -181,8 +181,11 @@ def _tracks(part: Mask) -> list[Mask]:
     return [order == track for track in range(1, usual + 1)]
 
 
-def _inside(inner: slice, outer: slice) -> bool:
-    return outer.start <= inner.start and inner.stop <= outer.stop
+def _crosses(rows: slice, columns: slice, frame: Frame) -> bool:
+    """Whether a line runs from the left side of a frame to the right one; a 1 in a box touches one at most."""
+    reach = 0.08 * min(frame.rows.stop - frame.rows.start, frame.columns.stop - frame.columns.start) + 1
+    across = frame.rows.start - reach <= rows.start and rows.stop <= frame.rows.stop + reach
+    return across and columns.start <= frame.columns.start + reach and columns.stop >= frame.columns.stop - reach
 
 
 def _opened(mask: Mask, length: int) -> Mask:
@@ -208,7 +211,7 @@ def digit_height(mask: Mask) -> float:
         return 0.0
     size = np.array([[part.stop - part.start for part in box] for box in boxes])
     possible = (size[:, 1] < 3 * size[:, 0]) & (size[:, 0] < 12 * size[:, 1])
-    framed = {(frame.rows.start, frame.columns.start) for frame in _frames(mask, max(6.0, 0.02 * max(mask.shape)))}
+    framed = {tuple(part.start for part in frame.box) for frame in _frames(mask, max(6.0, 0.02 * max(mask.shape)))}
     possible &= [(box[0].start, box[1].start) not in framed for box in boxes]
     if not possible.any():
         return 0.7 * float(np.median(size[:, 0]))
