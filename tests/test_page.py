@@ -17,6 +17,8 @@ from tests.server import Server, running
 
 playwright = pytest.importorskip("playwright.sync_api")
 expect = playwright.expect
+PATIENCE = 60_000  # milliseconds: machines that test may be slow, or busy
+expect.set_options(timeout=PATIENCE)
 
 FLAGS = ["--no-sandbox", "--no-first-run", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
@@ -53,7 +55,7 @@ def open_page(browser, server):
 
     def open_page(device: dict = DESKTOP, view: str = ""):
         page = browser.new_context(**device).new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(PATIENCE)
         page.on("console", lambda message: complaints.append(message.text) if is_complaint(message) else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))

@@ -298,7 +298,7 @@ bodies = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(bodies, st.sampled_from(["/api/predict", "/api/predict?layout=page&annotated=true", "/api/explain"]))
 def test_no_body_breaks_it(server, body, path):
     content, kind = body
