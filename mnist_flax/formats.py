@@ -80,13 +80,12 @@ def export_onnx(trained: Run, calibration: Images, path: Path) -> None:
     with _quiet():
         import jax2onnx
 
-        jax2onnx.to_onnx(
+        converted = jax2onnx.to_onnx(
             _probabilities(trained),
             [jax.ShapeDtypeStruct(("batch", 28, 28), jnp.uint8)],
             model_name="mnist_flax",
             opset=ONNX_OPSET,
-            return_mode="file",
-            output_path=path,
+            return_mode="proto",  # a file would leave large kernels to another file beside it
             input_names=["images"],
             output_names=["probabilities"],
         )
@@ -95,7 +94,7 @@ def export_onnx(trained: Run, calibration: Images, path: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(path)
-    onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(converted.SerializeToString(), options, providers=["CPUExecutionProvider"])
     model = onnx.load(path)
     standard = [opset for opset in model.opset_import if not opset.domain]
     del model.opset_import[:]
@@ -318,6 +317,7 @@ def export(trained: Run, splits, name: str, directory: Path) -> Export:
             batch: latencies(models, np.resize(splits.test.images, (batch, 28, 28)), repeats)
             for batch, repeats in LATENCY_BATCHES.items()
         }
+        draft.chmod(0o644)  # some writers leave files that no one else may read
         with draft.open("rb+") as file:
             os.fsync(file.fileno())  # else the rename may survive a power cut and the content not
         os.replace(draft, directory / kind.file_name)

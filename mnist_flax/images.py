@@ -20,7 +20,11 @@ Grey = Float[np.ndarray, "height width"]  # 0 black, 1 white
 MAX_PIXELS = 150_000_000  # an A4 page at 1,200 dots an inch has 139 million; 8-bit colour is then 450 MB
 
 
-def load(source: Path | str | IO[bytes], name: str | None = None) -> Grey:
+class TooManyPixels(UserError):
+    """An image that is larger than what was allowed."""
+
+
+def load(source: Path | str | IO[bytes], name: str | None = None, max_pixels: int = MAX_PIXELS) -> Grey:
     """Grey levels of an image, 0 black to 1 white, upright as EXIF says; of several frames the first.
 
     Colour becomes luma (ITU-R BT.601); what is transparent shows white paper, or black where the drawing
@@ -29,9 +33,11 @@ def load(source: Path | str | IO[bytes], name: str | None = None) -> Grey:
     Args:
       source: a path, or a binary file that is open for reading.
       name: what messages call the image; by default the path.
+      max_pixels: what is larger is refused.
 
     Raises:
-      UserError: no such file, no image of `FORMATS`, cut off or damaged, or more than `MAX_PIXELS` pixels.
+      TooManyPixels: (a UserError) more than `max_pixels`.
+      UserError: no such file, no image of `FORMATS`, cut off or damaged.
     """
     name = name or str(source)
     try:
@@ -40,13 +46,13 @@ def load(source: Path | str | IO[bytes], name: str | None = None) -> Grey:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata and of sizes that are refused just below
             with Image.open(source, formats=FORMATS) as image:
-                _check_size(image, name)
+                _check_size(image, name, max_pixels)
                 image.load()
                 return grey_levels(ImageOps.exif_transpose(image))
     except UserError:
         raise
     except Image.DecompressionBombError:
-        raise UserError(f"{name} has too many pixels: the limit is {MAX_PIXELS:,}") from None
+        raise TooManyPixels(f"{name} has too many pixels: the limit is {max_pixels:,}") from None
     except Image.UnidentifiedImageError:
         raise UserError(f"{name} is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
     except FileNotFoundError:
@@ -60,10 +66,10 @@ def load(source: Path | str | IO[bytes], name: str | None = None) -> Grey:
         raise UserError(f"{name} is cut off or damaged ({reason})") from error
 
 
-def _check_size(image: Image.Image, name: str) -> None:
+def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise UserError(f"{name} has {width:,} x {height:,} pixels: the limit is {MAX_PIXELS:,}")
+    if width * height > max_pixels:
+        raise TooManyPixels(f"{name} has {width:,} x {height:,} pixels: the limit is {max_pixels:,}")
     if not width * height:
         raise UserError(f"{name} has no pixel")
 

@@ -65,8 +65,19 @@ def probabilities(
       config: `config.model`, which gives strides, pooling and head.
       parameters: what `fold_batch_norm` returns for it.
     """
+    return jax.nn.softmax(activations(config, parameters, normalize(images))["logits"])
+
+
+def activations(config: ConfigDict, parameters: Parameters, images: Float[Array, "batch 28 28"]) -> dict[str, Array]:
+    """What each layer makes of images in [0, 1], in order.
+
+    Returns:
+      `conv0`, ... after ReLU and pooling [batch, height, width, channels]; `dense0`, ... after ReLU
+      [batch, features]; and `logits` [batch, classes].
+    """
     layers = len(config.channels)
-    x = normalize(images.reshape(images.shape[0], 28, 28, 1))
+    found = {}
+    x = images.reshape(images.shape[0], 28, 28, 1)
     for i, (stride, size) in enumerate(
         zip(per_layer(config.strides, layers), per_layer(config.pool_sizes, layers), strict=True)
     ):
@@ -78,12 +89,13 @@ def probabilities(
         if size > 1:
             pool = nn.max_pool if config.pooling == "max" else nn.avg_pool
             x = pool(x, window_shape=(size, size), strides=(size, size))
+        found[f"conv{i}"] = x
     if config.head == "average":
         x = nn.avg_pool(x, window_shape=x.shape[1:3])
     x = x.reshape(x.shape[0], -1)
     for i in range(len(config.dense)):
-        x = jax.nn.relu(_dense(x, parameters[f"dense{i}"]))
-    return jax.nn.softmax(_dense(x, parameters["logits"]))
+        x = found[f"dense{i}"] = jax.nn.relu(_dense(x, parameters[f"dense{i}"]))
+    return found | {"logits": _dense(x, parameters["logits"])}
 
 
 def _dense(x: Float[Array, "batch features"], layer: Mapping[str, Any]) -> Float[Array, "batch outputs"]:

@@ -97,8 +97,8 @@ def _darkness(grey: Grey, scale: float | None) -> Grey:
     else:
         small = _overview(grey, _OVERVIEW)
         paper = _background(small, 80, 1 / 3)
-    paper = np.maximum(_resize(paper, grey.shape), 0.02)
-    return np.clip(1 - grey / paper, 0, 1)
+    paper = _resize(paper, grey.shape)
+    return np.clip((paper - grey) / np.maximum(paper, 0.02), 0, 1)  # black on black is no ink
 
 
 def _background(small: Grey, percentile: float, share: float) -> Grey:

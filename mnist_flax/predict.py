@@ -32,7 +32,6 @@ _CHECKPOINT = flags.DEFINE_enum(
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "where the dataset is, if it moved since the run.")
 
-DEFAULT_THRESHOLD = 0.9  # where a run cannot be calibrated
 _SPANS_AT_ONCE, _FILES_AT_ONCE = 500, 32  # images are read together until there are as many of either
 
 
@@ -42,38 +41,6 @@ class Item(NamedTuple):
     name: str
     sheet: Any = None  # mnist_flax.reading.Sheet
     error: str = ""
-
-
-def load_reader(
-    directory: str | Path, which: str | None = None, threshold: float | None = None, data_dir: str | None = None
-) -> tuple[Any, float]:
-    """The recogniser of a run (see `recogniser.Recogniser`) and the threshold of its answers.
-
-    Says so in a line on standard error where the run cannot be calibrated and no `threshold` is given.
-
-    Raises:
-      UserError: there is no such run, it does not read digits, or its calibration is damaged.
-      RunError: its checkpoint cannot be read.
-    """
-    from mnist_flax import devices, recogniser, run
-
-    devices.keep_compiled_programs()
-    trained = run.load_run(directory, which)
-    recogniser.check_reads_digits(trained)
-    if data_dir:
-        trained.config.data_dir = data_dir
-    logits = recogniser.make_logits(trained)
-    calibration = recogniser.load_calibration(trained, logits)
-    if calibration is None:
-        if threshold is None:
-            print(
-                f"note: {directory} is not calibrated, since its validation examples are not at hand: answers below "
-                f"{DEFAULT_THRESHOLD:.0%} are '?'; name their place with --data_dir=DIR, or set --threshold=P",
-                file=sys.stderr,
-            )
-        calibration = recogniser.Calibration(1.0, DEFAULT_THRESHOLD)
-    chosen = calibration.threshold if threshold is None else threshold
-    return recogniser.make_recogniser(logits, calibration.temperature), chosen
 
 
 def image_names(arguments: Sequence[str], listing: Iterable[str]) -> Iterator[Item]:
@@ -150,6 +117,7 @@ def main(argv: list[str]) -> int:
     if len(argv) < 3:
         raise cli.UserError("name a run directory and images: python -m mnist_flax.predict RUN FILE...")
     from mnist_flax import reading
+    from mnist_flax import recogniser as recogniser_lib
 
     reading.require_packages()
     layout = _LAYOUT.value
@@ -159,7 +127,7 @@ def main(argv: list[str]) -> int:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cli.UserError(f"--annotate={directory} cannot be made ({error.strerror}): name another") from error
-    recogniser, threshold = load_reader(argv[1], _CHECKPOINT.value, _THRESHOLD.value, _DATA_DIR.value)
+    reader = recogniser_lib.load_reader(argv[1], _CHECKPOINT.value, _THRESHOLD.value, _DATA_DIR.value)
 
     failed = False
     taken: set[str] = set()
@@ -167,7 +135,8 @@ def main(argv: list[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")  # names of files are bytes
     for batch in batches(find(item, layout) for item in image_names(argv[2:], sys.stdin)):
-        results = iter(reading.recognise([item.sheet for item in batch if item.sheet], recogniser, threshold))
+        sheets = [item.sheet for item in batch if item.sheet]
+        results = iter(reading.recognise(sheets, reader.recogniser, reader.threshold))
         for item in batch:
             if item.sheet is None:
                 failed = True

@@ -18,6 +18,7 @@ from mnist_flax.segment import Span
 
 LAYOUTS = ("digit", "line", "page")
 UNREADABLE = "?"
+SMALLEST = 6.0  # pixels: what is lower is no digit but noise
 WORKING_PIXELS = 6_000_000  # larger pictures are reduced: an A4 page at 250 dots an inch
 
 
@@ -96,11 +97,12 @@ def find(picture: Grey, layout: str) -> Sheet:
         grey, to_picture = _turned(grey, degrees, to_picture)
         ink = ink_lib.find_ink(grey)
     ink = rules.remove_longest_rules(ink, longest)
-    ink, _ = rules.remove_rules(ink, rules.digit_height(ink.mask))
+    ink, thin = rules.remove_rules(ink, rules.digit_height(ink.mask))  # the thinnest do not outlive smoothing
     height = rules.digit_height(ink.mask)
-    if not height:
+    if height < SMALLEST:
         return Sheet((), 0.0, np.zeros((1, 1), bool), to_picture)
     ink, separators = rules.remove_rules(ink_lib.find_ink(grey, height), height)
+    separators |= thin
     marks = segment.find_marks(ink, height)
     if layout == "digit":
         lattices = [segment.whole(ink, marks)] if marks.boxes else []
@@ -118,43 +120,46 @@ def recognise(sheets: Sequence[Sheet], recogniser: Recogniser, threshold: float)
         return [Reading(()) for _ in sheets]
     scores = iter(recogniser(np.stack([span.image for span in spans])))
     return [
-        Reading(
-            tuple(
-                _line(sheet, lattice, np.stack([next(scores) for _ in lattice]), threshold)
-                for lattice in sheet.lattices
-            )
-        )
+        Reading(_lines(sheet, [np.stack([next(scores) for _ in lattice]) for lattice in sheet.lattices], threshold))
         for sheet in sheets
     ]
 
 
-def _line(
-    sheet: Sheet, lattice: Sequence[Span], scores: Float[np.ndarray, "spans classes"], threshold: float
-) -> tuple[Number, ...]:
-    """The numbers of a line: the best path through its lattice, parted where a number ends."""
-    path = segment.best_path(lattice, scores.max(axis=1), sheet.height)
-    digits = []
-    for index in path:
-        probabilities = np.exp(scores[index])
-        likeliest = int(probabilities.argmax())
-        confidence = float(probabilities[likeliest])
-        text = str(likeliest) if confidence >= threshold else UNREADABLE
-        box = _box_in_picture(lattice[index].box, sheet.to_picture)
-        digits.append(Digit(text, likeliest, confidence, tuple(map(float, probabilities)), box, lattice[index].image))
-    breaks = layout_lib.number_breaks([lattice[i].box for i in path], sheet.height, sheet.separators)
-    numbers: list[list[Digit]] = [[digits[0]]]
-    for digit, new in zip(digits[1:], breaks, strict=True):
-        if new:
-            numbers.append([])
-        numbers[-1].append(digit)
-    return tuple(Number(tuple(number)) for number in numbers)
+def _lines(
+    sheet: Sheet, scores: Sequence[Float[np.ndarray, "spans classes"]], threshold: float
+) -> tuple[tuple[Number, ...], ...]:
+    """The numbers of each line: the best path through its lattice, parted where a number ends."""
+    paths = [
+        segment.best_path(lattice, each.max(axis=1), sheet.height)
+        for lattice, each in zip(sheet.lattices, scores, strict=True)
+    ]
+    boxes = [[lattice[i].box for i in path] for lattice, path in zip(sheet.lattices, paths, strict=True)]
+    breaks = layout_lib.number_breaks(boxes, sheet.height, sheet.separators)
+    lines = []
+    for lattice, each, path, ends in zip(sheet.lattices, scores, paths, breaks, strict=True):
+        numbers: list[list[Digit]] = []
+        for index, new in zip(path, [True, *ends], strict=True):
+            if new:
+                numbers.append([])
+            numbers[-1].append(_digit(lattice[index], each[index], sheet.to_picture, threshold))
+        lines.append(tuple(Number(tuple(number)) for number in numbers))
+    return tuple(lines)
+
+
+def _digit(span: Span, scores: Float[np.ndarray, " classes"], to_picture: np.ndarray, threshold: float) -> Digit:
+    probabilities = np.exp(scores)
+    likeliest = int(probabilities.argmax())
+    confidence = float(probabilities[likeliest])
+    text = str(likeliest) if confidence >= threshold else UNREADABLE
+    box = _box_in_picture(span.box, to_picture)
+    return Digit(text, likeliest, confidence, tuple(map(float, probabilities)), box, span.image)
 
 
 def to_json(reading: Reading) -> dict[str, Any]:
     """A reading as JSON: `text`, and `lines` of `numbers` of `digits`, each with `box`, `confidence`, `probabilities`.
 
     Boxes are [left, top, right, bottom] in pixels of the upright picture; probabilities are of 0 to 9. `digit` is
-    null where the answer is "?".
+    null where the answer is "?"; `likeliest` is what it would be.
     """
     return {
         "text": reading.text,
@@ -162,7 +167,7 @@ def to_json(reading: Reading) -> dict[str, Any]:
             {
                 "text": " ".join(number.text for number in line),
                 "numbers": [
-                    {"text": number.text, "digits": [_digit_to_json(digit) for digit in number.digits]}
+                    {"text": number.text, "digits": [digit_to_json(digit) for digit in number.digits]}
                     for number in line
                 ],
             }
@@ -171,9 +176,10 @@ def to_json(reading: Reading) -> dict[str, Any]:
     }
 
 
-def _digit_to_json(digit: Digit) -> dict[str, Any]:
+def digit_to_json(digit: Digit) -> dict[str, Any]:
     return {
         "digit": digit.likeliest if digit.answered else None,
+        "likeliest": digit.likeliest,
         "box": [round(edge, 1) for edge in digit.box],
         "confidence": round(digit.confidence, 6),
         "probabilities": [round(p, 6) for p in digit.probabilities],

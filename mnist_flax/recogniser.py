@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -13,22 +15,68 @@ from mnist_flax import calibration, cli, metrics
 from mnist_flax.calibration import Calibration
 from mnist_flax.run import Run
 
-BATCH_SIZES = (1, 4, 16, 64, 256, 1024)  # a batch is padded to the next of these, so that few programs are compiled
+# A batch is padded to the next of these, so that few programs are compiled.
+BATCH_SIZES = (1, 4, 16, 64, 256, 1024, 2048)
 DIGITS = tuple("0123456789")
+DEFAULT_THRESHOLD = 0.9  # where a run cannot be calibrated
 
 Images = UInt8[np.ndarray, "digits 28 28"]
 Recogniser = Callable[[Images], Float[np.ndarray, "digits classes"]]
 
 
+class Reader(NamedTuple):
+    """A run that is ready to read digits."""
+
+    run: Run
+    recogniser: Recogniser  # calibrated log probabilities
+    temperature: float  # that they were calibrated with
+    threshold: float  # least probability of an answer
+
+
+def load_reader(
+    directory: str | Path, which: str | None = None, threshold: float | None = None, data_dir: str | None = None
+) -> Reader:
+    """A run's model, with the threshold of its answers from calibration unless one is given.
+
+    Says so in a line on standard error where the run cannot be calibrated and no `threshold` is given.
+
+    Raises:
+      UserError: there is no such run, it does not read digits, or its calibration is damaged.
+      RunError: its checkpoint cannot be read.
+    """
+    from mnist_flax import devices, run
+
+    devices.keep_compiled_programs()
+    trained = run.load_run(directory, which)
+    check_reads_digits(trained)
+    if data_dir:
+        trained.config.data_dir = data_dir
+    logits = make_logits(trained)
+    fitted = load_calibration(trained, logits)
+    if fitted is None:
+        if threshold is None:
+            print(
+                f"note: {directory} is not calibrated, since its validation examples are not at hand: answers below "
+                f"{DEFAULT_THRESHOLD:.0%} are '?'; name their place with --data_dir=DIR, or set --threshold=P",
+                file=sys.stderr,
+            )
+        fitted = Calibration(1.0, DEFAULT_THRESHOLD)
+    recogniser = make_recogniser(logits, fitted.temperature)
+    return Reader(trained, recogniser, fitted.temperature, fitted.threshold if threshold is None else threshold)
+
+
 def make_logits(run: Run) -> Recogniser:
-    """Logits in float32 of any number of images, computed in padded batches of `BATCH_SIZES`."""
+    """Logits of any number of images, computed in float32 in padded batches of `BATCH_SIZES`."""
     import jax
 
-    from mnist_flax import model
+    from mnist_flax import inference, model
 
-    # Outside of a training loop XLA's own convolution is the fastest on every device.
-    network = run.model.clone(impl="lax")
-    compiled = jax.jit(lambda variables, images: network.apply(variables, model.normalize(images)))
+    config = run.config.model
+    parameters = inference.fold_batch_norm(config, run.variables)
+    compiled = jax.jit(
+        lambda parameters, images: inference.activations(config, parameters, model.normalize(images))["logits"]
+    )
+    parameters = jax.device_put(parameters)
 
     def logits(images: Images) -> Float[np.ndarray, "digits classes"]:
         results = [np.zeros((0, len(run.class_names)), np.float32)]
@@ -37,7 +85,7 @@ def make_logits(run: Run) -> Recogniser:
             size = next(size for size in BATCH_SIZES if size >= len(part))
             if size > len(part):
                 part = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
-            results.append(np.asarray(compiled(run.variables, part))[: len(images) - start])
+            results.append(np.asarray(compiled(parameters, part))[: len(images) - start])
         return np.concatenate(results) if len(results) > 2 else results[-1]
 
     return logits
@@ -108,14 +156,21 @@ def _read(path) -> dict[str, Any]:
 
 
 def _validation_split(run: Run):
+    splits = splits_at_hand(run) if run.config.validation_examples != 0 else None
+    return splits.validation if splits else None
+
+
+def splits_at_hand(run: Run):
+    """The run's `data.Splits`; None if they are not at hand: nothing is downloaded for it.
+
+    Raises UserError if the dataset is damaged.
+    """
     from mnist_flax import data, prepare
 
     config = run.config
-    if not config.validation_examples or not (
-        config.dataset == "digits" or prepare.is_prepared(config.dataset, config.data_dir)
-    ):
+    if config.dataset != "digits" and not prepare.is_prepared(config.dataset, config.data_dir):
         return None
-    return data.load(config).validation
+    return data.load(config)
 
 
 def _digest(variables: Any) -> str:

@@ -1,7 +1,10 @@
 """Printed lines on the paper: how far it is turned, and ink without rules, boxes and grids."""
 
+import itertools
+from typing import NamedTuple
+
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from mnist_flax.ink import Ink
 
@@ -37,9 +40,14 @@ def remove_rules(ink: Ink, height: float) -> tuple[Ink, Mask]:
     A rule is a run of ink that is straight, thin, and longer than any stroke of a digit of `height` pixels, or
     one that is part of a closed frame. It may bend and rise a little, as on photographed paper.
     """
-    frames = _frames(ink.faint, height)
+    from scipy import ndimage
+
+    near = 2 * max(1, round(0.03 * height)) + 1  # thin rules have gaps
+    closed = ndimage.minimum_filter(ndimage.maximum_filter(ink.faint, near), near)
+    frames = _frames(closed, height)
     sizes = {"stroke": height, "shortest": LONGEST_STROKE * height}
-    vertical = _lines(ink.faint.T, frames=[(box[1], box[0]) for box in frames], **sizes).T
+    turned = [frame._replace(rows=frame.columns, columns=frame.rows) for frame in frames]
+    vertical = _lines(ink.faint.T, frames=turned, **sizes).T
     return _without(ink, _lines(ink.faint, frames=frames, **sizes) | vertical, height), vertical
 
 
@@ -84,25 +92,40 @@ def _bridged(strokes: Mask, rules: Mask, height: float) -> Mask:
     return bridged & rules
 
 
-def _frames(faint: Mask, height: float) -> list[tuple[slice, slice]]:
-    """Bounding boxes of marks whose four sides are drawn: boxes, combs and tables."""
+class Frame(NamedTuple):
+    """A mark whose four sides are drawn: a box, a comb or a table."""
+
+    box: tuple[slice, slice]  # of all its ink, dirt that touches it included
+    rows: slice  # from its upper to its lower side
+    columns: slice
+
+
+def _frames(faint: Mask, least: float) -> list[Frame]:
+    """Frames whose sides are at least so many pixels long."""
     from scipy import ndimage
 
     labels, _ = ndimage.label(faint, np.ones((3, 3)))
     frames = []
     for number, box in enumerate(ndimage.find_objects(labels), start=1):
         rows, columns = (part.stop - part.start for part in box)
-        if min(rows, columns) < height:
+        if min(rows, columns) < least:
             continue
         mark = labels[box] == number
         depth = max(2, round(0.12 * min(rows, columns)))
-        sides = (mark[:depth].any(0), mark[-depth:].any(0), mark[:, :depth].any(1), mark[:, -depth:].any(1))
-        if all(side.mean() > 0.85 for side in sides):
-            frames.append(box)
+        ends = [_sides(ndimage.maximum_filter1d(mark, depth, axis).mean(1 - axis)) for axis in (0, 1)]
+        if all(stop - start > depth for start, stop in ends):
+            inner = mark[tuple(slice(start, stop) for start, stop in ends)]
+            corners = itertools.product((slice(depth), slice(-depth, None)), repeat=2)
+            if all(inner[corner].any() for corner in corners):  # a 0 has none
+                sides = (
+                    slice(part.start + start + depth // 2, part.start + stop - depth // 2)
+                    for part, (start, stop) in zip(box, ends, strict=True)
+                )
+                frames.append(Frame(box, *sides))
     return frames
 
 
-def _lines(faint: Mask, stroke: float, shortest: float, frames: list[tuple[slice, slice]]) -> Mask:
+def _lines(faint: Mask, stroke: float, shortest: float, frames: list[Frame]) -> Mask:
     """Pixels of horizontal lines that are longer than `shortest` pixels, or cross one of the frames.
 
     `stroke` is the length of what need not be straight: the height of a digit.
@@ -116,35 +139,53 @@ def _lines(faint: Mask, stroke: float, shortest: float, frames: list[tuple[slice
     rules = np.zeros_like(faint)
     for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
         length = columns.stop - columns.start
-        if length < shortest and not any(
-            _inside(rows, frame[0]) and _inside(columns, frame[1]) and length > 0.8 * _least_side(frame)
-            for frame in frames
-        ):
+        if length < shortest and not any(_crosses(rows, columns, frame) for frame in frames):
             continue
-        part = labels[rows, columns] == number
-        counts = part.sum(0)
-        # Strokes may lie along the line: it is where it is thin.
-        thickness = float(np.percentile(counts[counts > 0], 25))
-        if thickness > THICKEST_RULE * stroke or length < 5 * thickness:
-            continue
-        middle = (part * np.arange(len(part))[:, None]).sum(0) / np.maximum(counts, 1)
-        known = np.flatnonzero((counts > 0) & (counts <= 1.3 * thickness + 1))
-        middle = np.interp(np.arange(length), known, middle[known])
-        middle = ndimage.median_filter(middle, min(length, round(2 * stroke)), mode="nearest")
-        reach = int(thickness / 2 + 1.5)
-        for offset in range(-reach, reach + 1):
-            y = np.rint(middle).astype(int) + offset + rows.start
-            valid = (y >= 0) & (y < len(rules))
-            rules[y[valid], np.arange(columns.start, columns.stop)[valid]] = True
+        for track in _tracks(labels[rows, columns] == number):
+            counts = track.sum(0)
+            # Strokes may lie along the line: it is where it is thin.
+            thickness = float(np.percentile(counts[counts > 0], 25))
+            if thickness > THICKEST_RULE * stroke or length < 5 * thickness:
+                continue
+            middle = (track * np.arange(len(track))[:, None]).sum(0) / np.maximum(counts, 1)
+            known = np.flatnonzero((counts > 0) & (counts <= 1.3 * thickness + 1))
+            middle = np.interp(np.arange(length), known, middle[known])
+            middle = ndimage.median_filter(middle, min(length, round(2 * stroke)), mode="nearest")
+            reach = int(thickness / 2 + 1.5)
+            for offset in range(-reach, reach + 1):
+                y = np.rint(middle).astype(int) + offset + rows.start
+                valid = (y >= 0) & (y < len(rules))
+                rules[y[valid], np.arange(columns.start, columns.stop)[valid]] = True
     return rules & ndimage.binary_dilation(faint)
 
 
-def _inside(inner: slice, outer: slice) -> bool:
-    return outer.start <= inner.start and inner.stop <= outer.stop
+def _sides(coverage: Float[np.ndarray, " n"]) -> tuple[int, int]:
+    """Where two opposite sides of a frame are, from the share of ink across each place; (0, 0) if they are not drawn.
+
+    Dirt may stick out of a frame: its sides are near the ends of its bounding box, not on them.
+    """
+    drawn = np.flatnonzero(coverage > 0.85)
+    if not len(drawn) or drawn[0] >= 0.25 * len(coverage) or drawn[-1] < 0.75 * len(coverage):
+        return 0, 0
+    return int(drawn[0]), int(drawn[-1]) + 1
 
 
-def _least_side(box: tuple[slice, slice]) -> int:
-    return min(part.stop - part.start for part in box)
+def _tracks(part: Mask) -> list[Mask]:
+    """The lines of a connected component: itself, or the several that a stroke joins, one above the other."""
+    starts = part & ~np.pad(part, ((1, 0), (0, 0)))[:-1]
+    crossed = starts.sum(axis=0)  # lines at each column
+    usual = int(np.bincount(crossed[crossed > 0]).argmax())
+    if usual == 1:
+        return [part]
+    order = np.where(part & (crossed == usual), starts.cumsum(axis=0), 0)
+    return [order == track for track in range(1, usual + 1)]
+
+
+def _crosses(rows: slice, columns: slice, frame: Frame) -> bool:
+    """Whether a line runs from the left side of a frame to the right one; a 1 in a box touches one at most."""
+    reach = 0.08 * min(frame.rows.stop - frame.rows.start, frame.columns.stop - frame.columns.start) + 1
+    across = frame.rows.start - reach <= rows.start and rows.stop <= frame.rows.stop + reach
+    return across and columns.start <= frame.columns.start + reach and columns.stop >= frame.columns.stop - reach
 
 
 def _opened(mask: Mask, length: int) -> Mask:
@@ -170,7 +211,7 @@ def digit_height(mask: Mask) -> float:
         return 0.0
     size = np.array([[part.stop - part.start for part in box] for box in boxes])
     possible = (size[:, 1] < 3 * size[:, 0]) & (size[:, 0] < 12 * size[:, 1])
-    framed = {(box[0].start, box[1].start) for box in _frames(mask, max(6.0, 0.02 * max(mask.shape)))}
+    framed = {tuple(part.start for part in frame.box) for frame in _frames(mask, max(6.0, 0.02 * max(mask.shape)))}
     possible &= [(box[0].start, box[1].start) not in framed for box in boxes]
     if not possible.any():
         return 0.7 * float(np.median(size[:, 0]))

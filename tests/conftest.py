@@ -38,3 +38,21 @@ def digits_data_dir(tmp_path_factory) -> Path:
     directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "digits_data"
     prepare("digits", str(directory))
     return directory
+
+
+@pytest.fixture(scope="session")
+def digits_run(digits_data_dir) -> Path:
+    """A finished run on `digits`; see `trained.RECIPES`."""
+    from tests import trained
+
+    return trained.train("digits", digits_data_dir.with_name("digits_run"), digits_data_dir)
+
+
+@pytest.fixture(scope="session")
+def mnist_run(mnist_data_dir, tmp_path_factory) -> Path:
+    """A finished run on the real MNIST, or a skip; see `trained.RECIPES`."""
+    from tests import trained
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return trained.train("mnist", shared / "mnist_run", mnist_data_dir)

@@ -8,6 +8,7 @@ import pytest
 from mnist_flax import config as config_lib
 from mnist_flax import data, devices, formats, loop, run
 from mnist_flax.cli import RunError, UserError
+from tests.test_inference import model_config, random_variables
 
 IN_ONNX = ("jax2onnx", "onnx", "onnxruntime")
 
@@ -51,6 +52,7 @@ def test_an_export_predicts_what_the_run_predicts(name, trained, splits, tmp_pat
     needs(*formats.FORMATS[name].packages)
     export = formats.export(trained, splits, name, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [export.path.name]
+    assert export.path.stat().st_mode & 0o777 == 0o644
     comparison = export.comparison
     assert comparison.examples == len(splits.test.labels)
     assert comparison.flax_accuracy > 0.9  # it has learned something
@@ -197,3 +199,15 @@ def test_calibration_images_are_spread_over_the_training_split():
     assert 500 < len(chosen) <= formats.CALIBRATION_IMAGES
     assert chosen[0] == 0 and chosen[-1] > 2_490
     assert len(formats.calibration_images(images[:10])) == 10
+
+
+def test_an_onnx_file_with_large_kernels_stands_alone(splits, tmp_path):
+    needs(*IN_ONNX)
+    config = model_config({"channels": (8,), "pool_sizes": (1,), "dense": (64,)})  # 1.6 MB of them
+    large = run.Run(tmp_path, config, None, random_variables(config), tuple("0123456789"))
+    formats.export_onnx(large, splits.train.images, tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    predict = formats.load_onnx((tmp_path / "model.onnx").rename(tmp_path / "elsewhere.onnx"))
+    reference = formats.flax_predict(config, large.variables, large.class_names)
+    images = splits.test.images[:9]
+    np.testing.assert_allclose(predict(images), reference(images), atol=1e-5)

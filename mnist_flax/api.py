@@ -1,0 +1,179 @@
+"""What the server takes and gives, as plain functions: bodies to images, results to JSON."""
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from mnist_flax import drawing, reading
+from mnist_flax.cli import UserError
+from mnist_flax.explain import Explanation
+from mnist_flax.images import Grey
+from mnist_flax.mistakes import Mistakes
+
+MOST_POINTS = 10_000  # of a drawing
+MOST_MISTAKES = 500  # that are listed
+ANNOTATED_PIXELS = 1600  # longest side of an annotated copy
+
+_FORMS = 'send {"pixels": 28 rows of 28 numbers from 0 to 255} or {"strokes": [[[x, y], ...], ...]}'
+
+
+class Digit(NamedTuple):
+    """A digit that a client drew or sent."""
+
+    image: UInt8[np.ndarray, "28 28"]
+    about: int | None  # the class that is to be explained
+
+
+def parse_digit(body: bytes) -> Digit:
+    """The digit in a JSON body: `pixels` as the network sees them, or `strokes` (see `drawing.render`).
+
+    Raises UserError, with a sentence that says what is wrong.
+    """
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the body is no JSON: {_FORMS}") from error
+    if not isinstance(content, dict) or ("pixels" in content) == ("strokes" in content):
+        raise UserError(f"the body holds no digit, or two: {_FORMS}")
+    if unknown := sorted(set(content) - {"pixels", "strokes", "about"}):
+        raise UserError(f"the body holds {', '.join(unknown)[:80]!r}, which nothing here knows: {_FORMS}")
+    about = content.get("about")
+    if about is not None and (isinstance(about, bool) or about not in range(10)):
+        raise UserError('"about" is the digit to explain, from 0 to 9')
+    image = _pixels(content["pixels"]) if "pixels" in content else drawing.render(_strokes(content["strokes"]))
+    return Digit(image, None if about is None else int(about))
+
+
+def _pixels(value: Any) -> UInt8[np.ndarray, "28 28"]:
+    try:
+        pixels = np.array(value)
+    except (ValueError, TypeError, OverflowError):  # rows of different lengths
+        pixels = np.zeros(0)
+    if pixels.shape != (28, 28) or pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 255:
+        raise UserError('"pixels" are 28 rows of 28 whole numbers, from 0 for paper to 255 for ink')
+    return pixels.astype(np.uint8)
+
+
+def _strokes(value: Any) -> list[drawing.Stroke]:
+    wrong = UserError(
+        f'"strokes" are lists of points [x, y], each from 0 to 1, with one to {MOST_POINTS:,} points in all'
+    )
+    if not isinstance(value, list) or not all(isinstance(stroke, list) and stroke for stroke in value):
+        raise wrong
+    points = [point for stroke in value for point in stroke]
+    try:
+        array = np.array(points)
+    except (ValueError, TypeError, OverflowError):
+        raise wrong from None
+    sound = array.ndim == 2 and array.shape[1] == 2 and len(array) <= MOST_POINTS and array.dtype.kind in "iuf"
+    if not sound or not ((array >= 0) & (array <= 1)).all():  # false for NaN
+        raise wrong
+    return value
+
+
+class Choices(NamedTuple):
+    """What is asked of a picture."""
+
+    layout: str
+    annotated: bool
+
+
+def parse_choices(query: Mapping[str, str]) -> Choices:
+    """Raises UserError for a query parameter that is not known, or a value that it cannot have."""
+    known = {"layout": reading.LAYOUTS, "annotated": ("false", "true")}
+    for name, value in query.items():
+        if name not in known:
+            raise UserError(f"there is no parameter {name[:40]!r}: there are {' and '.join(known)}")
+        if value not in known[name]:
+            raise UserError(f"{name} is one of {', '.join(known[name])}")
+    return Choices(query.get("layout", "digit"), query.get("annotated") == "true")
+
+
+def digit_to_json(
+    scores: Float[np.ndarray, " classes"], image: UInt8[np.ndarray, "28 28"], threshold: float
+) -> dict[str, Any]:
+    """What the network says of one digit, from its log probabilities, and the pixels that it saw."""
+    probabilities = np.exp(scores)
+    likeliest = int(probabilities.argmax())
+    confidence = float(probabilities[likeliest])
+    return {
+        "digit": likeliest if confidence >= threshold else None,
+        "likeliest": likeliest,
+        "confidence": round(confidence, 6),
+        "probabilities": [round(p, 6) for p in probabilities.tolist()],
+        "pixels": image.tolist(),
+    }
+
+
+def reading_to_json(picture: Grey, result: reading.Reading, choices: Choices) -> dict[str, Any]:
+    """A reading as the predict command gives it; annotated, with the picture and the pixels of each digit."""
+    height, width = picture.shape
+    content = {"layout": choices.layout, "width": width, "height": height, **reading.to_json(result)}
+    if choices.annotated:
+        content["annotated"] = _annotated(picture, result)
+        images = iter(digit.image for digit in result.digits)
+        for line in content["lines"]:
+            for number in line["numbers"]:
+                for digit in number["digits"]:
+                    digit["pixels"] = next(images).tolist()
+    return content
+
+
+def _annotated(picture: Grey, result: reading.Reading) -> str:
+    """The picture with what was read drawn on it, as the address of an image that holds its own data."""
+    from mnist_flax import annotate
+
+    image = annotate.annotate(picture, result)
+    image.thumbnail((ANNOTATED_PIXELS, ANNOTATED_PIXELS))
+    file = io.BytesIO()
+    image.save(file, format="JPEG", quality=85, subsampling=0)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def explanation_to_json(explanation: Explanation, about: int) -> dict[str, Any]:
+    """Maps as rows of numbers; layers as bytes in base64, 255 being the largest activation of the layer.
+
+    Layers of images are [channels, height, width].
+    """
+    return {
+        "about": about,
+        "gradient": np.round(explanation.gradient.astype(np.float64), 4).tolist(),
+        "occlusion": np.round(explanation.occlusion.astype(np.float64), 4).tolist(),
+        "layers": [
+            {"name": name, **_levels(np.moveaxis(values, -1, 0))}
+            for name, values in explanation.layers.items()
+            if name != "logits"
+        ],
+    }
+
+
+def _levels(values: Float[np.ndarray, "*shape"]) -> dict[str, Any]:
+    largest = float(values.max(initial=0.0))
+    levels = np.rint(values * (255 / largest if largest > 0 else 0.0)).astype(np.uint8)
+    return {
+        "shape": list(values.shape),
+        "largest": round(largest, 4),
+        "values": base64.b64encode(levels.tobytes()).decode(),
+    }
+
+
+def mistakes_to_json(found: Mistakes, threshold: float) -> dict[str, Any]:
+    """The mistakes of a run, the surest first, at most `MOST_MISTAKES`."""
+    return {
+        "examples": found.examples,
+        "errors": len(found.mistakes),
+        "unanswered": found.unanswered,
+        "mistakes": [
+            {
+                "index": mistake.number,
+                "label": mistake.label,
+                **digit_to_json(np.log(np.maximum(mistake.probabilities, 1e-300)), mistake.image, threshold),
+            }
+            for mistake in found.mistakes[:MOST_MISTAKES]
+        ],
+    }

@@ -1,0 +1,132 @@
+// The page's parts and how a digit goes from one to the next. No part knows another; they meet here.
+import { makePad } from "./pad.js";
+import { makeAnswer } from "./answer.js";
+import { makeLooks } from "./looks.js";
+import { makePictures } from "./pictures.js";
+import { makeMistakes } from "./mistakes.js";
+
+export const element = (id) => document.getElementById(id);
+
+/** What the server answers; its own sentence as an Error where it refuses. */
+export async function ask(path, body, type = "application/json") {
+  const sent = body === undefined ? {} : { method: "POST", headers: { "Content-Type": type }, body };
+  let response;
+  try {
+    response = await fetch(path, sent);
+  } catch {
+    throw new Error("The server does not answer: is it still running?");
+  }
+  const content = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(content.error ?? `The server answered with status ${response.status}.`);
+  return content;
+}
+
+/** Calls `work` with the latest value given, one at a time: what comes while it works replaces what waits. */
+function latest(work) {
+  let waiting = null;
+  let busy = false;
+  return async (value) => {
+    waiting = { value };
+    if (busy) return;
+    busy = true;
+    while (waiting) {
+      const { value: next } = waiting;
+      waiting = null;
+      await work(next).then(() => showProblem(""), (error) => showProblem(error.message));
+    }
+    busy = false;
+  };
+}
+
+function showProblem(sentence) {
+  element("problem").textContent = sentence;
+  element("problem").hidden = !sentence;
+}
+
+let run = { threshold: 0.9 };
+let shown = null; // the digit on show: {strokes} or {pixels}, and where it is from
+let about = null; // the class that was asked about, or null for the likeliest
+
+const answer = makeAnswer((digit) => {
+  about = about === digit ? null : digit;
+  answer.press(about);
+  if (shown) explain(shown);
+});
+const looks = makeLooks();
+
+const content = (digit) => (digit.strokes ? { strokes: digit.strokes } : { pixels: digit.pixels });
+const predict = latest(async (digit) => {
+  if (digit !== shown) return;
+  const result = await ask("api/predict", JSON.stringify(content(digit)));
+  if (digit === shown) answer.show(result, run.threshold, digit);
+});
+const explain = latest(async (digit) => {
+  if (digit !== shown) return;
+  const result = await ask("api/explain", JSON.stringify(about === null ? content(digit) : { ...content(digit), about }));
+  if (digit === shown) looks.show(result, digit);
+});
+
+/** Puts a digit on show, or nothing. */
+function show(digit) {
+  if (!digit || digit.kind !== shown?.kind || digit.kind !== "drawing") answer.press((about = null));
+  shown = digit;
+  if (!digit) {
+    answer.clear();
+    looks.clear();
+    return;
+  }
+  predict(digit);
+  explain(digit);
+}
+
+const pad = makePad((strokes, finished) => show(strokes.length ? { kind: "drawing", strokes, finished } : null));
+const pictures = makePictures((pixels) => show({ kind: "picture", pixels, finished: true }));
+const mistakes = makeMistakes((mistake) => show({ kind: "mistake", finished: true, ...mistake }));
+
+// Tabs, as in the WAI-ARIA practices: arrows move between them, one stop of the Tab key for all.
+const tabs = [...document.querySelectorAll("[role=tab]")];
+
+function open(tab, focus) {
+  for (const other of tabs) {
+    const selected = other === tab;
+    other.setAttribute("aria-selected", selected);
+    other.tabIndex = selected ? 0 : -1;
+    element(other.getAttribute("aria-controls")).hidden = !selected;
+  }
+  if (focus) tab.focus();
+  document.querySelector("main").dataset.view = tab.id.slice(4);
+  history.replaceState(null, "", `#${tab.id.slice(4)}`);
+  if (tab.id === "tab-draw") pad.resize();
+  if (tab.id === "tab-mistakes") mistakes.load();
+}
+
+tabs.forEach((tab, i) => {
+  tab.addEventListener("click", () => open(tab, false));
+  tab.addEventListener("keydown", (event) => {
+    const places = { ArrowRight: i + 1, ArrowLeft: i - 1, Home: 0, End: tabs.length - 1 };
+    if (!(event.key in places)) return;
+    event.preventDefault();
+    open(tabs.at(places[event.key] % tabs.length), true);
+  });
+});
+
+document.addEventListener("paste", (event) => {
+  const file = [...event.clipboardData.files].find((each) => each.type.startsWith("image/"));
+  if (!file) return;
+  open(element("tab-picture"), false);
+  pictures.read(file);
+});
+
+answer.clear();
+looks.clear();
+open(element(`tab-${location.hash.slice(1)}`) ?? tabs[0], false);
+ask("api/run").then(
+  (described) => {
+    run = described;
+    const accuracy = run.test_accuracy === null ? "" : `, ${(100 * run.test_accuracy).toFixed(2)} % right on the test set`;
+    element("run").textContent =
+      `Run ${run.name}: ${run.parameters.toLocaleString("en")} parameters, trained on ${run.dataset}${accuracy}.`;
+    answer.describe(run.threshold);
+  },
+  (error) => showProblem(error.message),
+);

@@ -1,0 +1,114 @@
+"""Serves a trained model: a page to draw on and an API, `python -m mnist_flax.serve RUN [--port=8000]`."""
+
+import contextlib
+import ipaddress
+import logging as std_logging
+import signal
+import socket
+
+from absl import flags
+
+from mnist_flax import cli
+
+_HOST = flags.DEFINE_string(
+    "host", "127.0.0.1", "address to listen at; 0.0.0.0 lets everyone in who can reach this machine."
+)
+_PORT = flags.DEFINE_integer("port", 8000, "port to listen at; 0 takes any that is free.", 0, 65_535)
+_MAX_MEGABYTES = flags.DEFINE_float("max_megabytes", 16.0, "largest upload.", 0.001, 1000.0)
+_MAX_MEGAPIXELS = flags.DEFINE_float("max_megapixels", 50.0, "largest picture.", 0.001, 150.0)
+_THRESHOLD = flags.DEFINE_float(
+    "threshold",
+    None,
+    "least probability of an answer, below which it is '?'; by default what calibration on validation data gives.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
+_CHECKPOINT = flags.DEFINE_enum(
+    "checkpoint", None, ["last", "best"], "which checkpoint; by default the one that the run's config selects."
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "where the dataset is, if it moved since the run.")
+
+MOST_CONNECTIONS = 256  # at a time; further ones are told to come back
+SECONDS_TO_FINISH = 5  # for requests that are under way when the server is stopped
+
+
+def require_packages() -> None:
+    """Raises UserError unless the extra that serves is installed."""
+    from mnist_flax import reading
+
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise cli.UserError(f"{error.name} is not installed: pip install 'mnist_flax[serve]'") from error
+    reading.require_packages()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address.
+
+    Raises UserError: the port is taken or not allowed, or the host is none of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(512)
+    except OSError as error:
+        raise cli.UserError(
+            f"cannot listen at {host}, port {port} ({error.strerror}): choose another --port or --host"
+        ) from error
+    return listener
+
+
+def names(host: str) -> list[str] | None:
+    """What a request may call a server at `host`; None is anything, for one that is open to other machines."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return [host.lower()] if host != "localhost" else ["localhost", "127.0.0.1", "[::1]"]
+    return ["localhost", "127.0.0.1", "[::1]"] if address.is_loopback else None
+
+
+def serve(listener: socket.socket, directory: str) -> None:
+    """Loads a run and serves it until SIGINT or SIGTERM comes; requests under way are then finished.
+
+    Raises KeyboardInterrupt if one comes while the run is still being loaded.
+    """
+    import uvicorn
+
+    from mnist_flax import recogniser, web
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    reader = recogniser.load_reader(directory, _CHECKPOINT.value, _THRESHOLD.value, _DATA_DIR.value)
+    limits = web.Limits(round(_MAX_MEGABYTES.value * 1e6), round(_MAX_MEGAPIXELS.value * 1e6))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            web.make_app(reader, limits, names(_HOST.value)),
+            log_level=std_logging.WARNING,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_graceful_shutdown=SECONDS_TO_FINISH,
+        )
+    )
+    # The server stops by itself at these, and then raises them again, which is not to end the process by force.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: None)
+    host = f"[{_HOST.value}]" if ":" in _HOST.value else _HOST.value
+    print(f"serving {directory} at http://{host}:{listener.getsockname()[1]} (Ctrl-C stops)", flush=True)
+    server.run(sockets=[listener])
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) != 2:
+        raise cli.UserError("name one run directory: python -m mnist_flax.serve RUN")
+    require_packages()
+    with listen(_HOST.value, _PORT.value) as listener, contextlib.suppress(KeyboardInterrupt):
+        serve(listener, argv[1])
+    print("stopped", flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)

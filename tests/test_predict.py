@@ -1,0 +1,169 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnist_flax import data, run
+from tests import forms
+from tests.commands import ROOT, command, environment
+
+
+def predict(*arguments, status: int = 0):
+    return command("mnist_flax.predict", *arguments, status=status)
+
+
+@pytest.fixture(scope="module")
+def split(digits_run):
+    return data.load(run.read_config(digits_run)).test
+
+
+@pytest.fixture(scope="module")
+def sure(digits_run, split) -> list[int]:
+    """Indices of test examples that the network answers, and answers right, of different digits."""
+    trained = run.load_run(digits_run)
+    logits = np.asarray(trained.model.apply(trained.variables, split.images / np.float32(255)))
+    margin = np.sort(logits, axis=1)[:, -1] - np.sort(logits, axis=1)[:, -2]
+    right = logits.argmax(1) == split.labels
+    return [int(np.argmax(margin * right * (split.labels == digit))) for digit in range(10)]
+
+
+@pytest.fixture(scope="module")
+def folder(split, sure, tmp_path_factory):
+    """Dark digits on light paper, 7.png to 3.png, and what else may lie around."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for digit in (3, 7):
+        Image.fromarray(255 - split.images[sure[digit]]).resize((300, 300)).save(folder / f"{digit}.png")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_one_digit(digits_run, folder):
+    done = predict(digits_run, folder / "7.png", folder / "3.png")
+    lines = done.stdout.splitlines()
+    for line, digit in zip(lines, (7, 3), strict=True):
+        assert line.startswith(f"{folder / f'{digit}.png'}: {digit} (")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("ways", ["directory", "list", "both"])
+def test_directories_and_lists(digits_run, folder, ways):
+    names = f"{folder / '3.png'}\n\n{folder / '7.png'}\n"
+    arguments = {"directory": [folder], "list": ["-"], "both": ["-", folder]}[ways]
+    done = subprocess.run(
+        [sys.executable, "-m", "mnist_flax.predict", str(digits_run), *map(str, arguments)],
+        input=names,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    answers = [line.rpartition(": ")[2][0] for line in done.stdout.splitlines()]
+    assert answers == ["3", "7"] * (2 if ways == "both" else 1)
+
+
+def test_what_cannot_be_read_does_not_stop_the_rest(digits_run, folder, tmp_path):
+    (tmp_path / "cut.png").write_bytes((folder / "7.png").read_bytes()[:80])
+    (tmp_path / "empty").mkdir()
+    unreadable = [folder / "notes.txt", tmp_path / "cut.png", tmp_path / "nowhere.png", tmp_path / "empty"]
+    done = predict(digits_run, *unreadable, folder / "3.png", status=1)
+    assert done.stdout.startswith(f"{folder / '3.png'}: 3 (") and done.stdout.count("\n") == 1
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(unreadable)
+    for line, path, message in zip(
+        lines, unreadable, ("is no PNG", "is cut off or damaged", "does not exist", "holds no image"), strict=True
+    ):
+        assert line.startswith(f"error: {path} ") and message in line
+
+
+def test_below_the_threshold_is_a_question_mark(digits_run, folder):
+    out = predict(digits_run, folder / "7.png", "--threshold=1").stdout
+    assert "7.png: ? (likeliest 7, " in out
+
+
+def test_calibration_is_kept_and_made_anew_for_other_parameters(digits_run, folder, tmp_path):
+    digits_run = shutil.copytree(digits_run, tmp_path / "run")
+    path = digits_run / "calibration.json"
+    predict(digits_run, folder / "7.png")
+    kept = json.loads(path.read_text())
+    assert 0.1 <= kept["temperature"] <= 10 and 0 < kept["threshold"] <= 1
+    assert kept["errors"] <= kept["accepted_error"] * kept["answered"]
+    path.write_text(json.dumps(kept | {"digest": "of another model", "threshold": 0.123}))
+    predict(digits_run, folder / "7.png")
+    assert json.loads(path.read_text()) == kept
+    path.write_text("{")
+    assert "calibration.json is damaged: delete it" in predict(digits_run, folder / "7.png", status=2).stderr
+    path.unlink()
+    predict(digits_run, folder / "7.png")
+    assert json.loads(path.read_text()) == kept
+
+
+def test_json_says_where_and_how_sure(digits_run, folder, split, tmp_path):
+    form = forms.draw(split, np.random.default_rng(0), paper="plain", lines=2, numbers=2)
+    path = tmp_path / "form.tif"
+    Image.fromarray(form.image).save(path)
+    done = predict(digits_run, path, folder / "notes.txt", "--layout=page", "--json", status=1)
+    read, failed = map(json.loads, done.stdout.splitlines())
+    assert failed["file"] == str(folder / "notes.txt") and "is no PNG" in failed["error"]
+    assert read["file"] == str(path) and read["layout"] == "page"
+    assert read["text"] == "\n".join(line["text"] for line in read["lines"])
+    digits = [digit for line in read["lines"] for number in line["numbers"] for digit in number["digits"]]
+    assert len(digits) == len(form.boxes)
+    for digit, box in zip(digits, form.boxes, strict=True):
+        assert np.abs(np.array(digit["box"]) - box).max() < 6
+        assert sum(digit["probabilities"]) == pytest.approx(1, abs=1e-4)
+        assert digit["confidence"] == max(digit["probabilities"]) == digit["probabilities"][digit["likeliest"]]
+        assert digit["digit"] in (None, digit["likeliest"])
+
+
+def test_annotated_copies(digits_run, folder, split, tmp_path):
+    form = forms.draw(split, np.random.default_rng(0), paper="ruled", lines=2, numbers=2)
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        Image.fromarray(form.image).save(tmp_path / place / "form.png")
+    output = tmp_path / "new" / "copies"
+    predict(digits_run, tmp_path / "a", tmp_path / "b", "--layout=page", f"--annotate={output}")
+    assert sorted(path.name for path in output.iterdir()) == ["form.2.png", "form.png"]  # neither overwrites the other
+    copy = np.asarray(Image.open(output / "form.png")).astype(int)
+    assert copy.shape == (*form.image.shape, 3)
+    left, top, right, bottom = form.boxes[0].astype(int)
+    around = copy[top - 6 : bottom + 6, left - 6 : right + 6]
+    assert (np.ptp(around, axis=2) > 80).sum() > bottom - top  # a box in colour
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["RUN"], "name a run directory and images"),
+        (["NOWHERE", "x.png"], "is no run directory"),
+        (["RUN", "x.png", "--layout=book"], "layout"),
+        (["RUN", "x.png", "--threshold=2"], "threshold"),
+        (["RUN", "x.png", "--annotate=FILE"], "cannot be made"),
+        (["RUN", "x.png", "--anotate=FILE"], "anotate"),
+    ],
+)
+def test_wrong_inputs_get_one_line(arguments, message, digits_run, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    places = {"RUN": str(digits_run), "NOWHERE": str(tmp_path / "nowhere"), "FILE": str(tmp_path / "file")}
+    for name, place in places.items():
+        arguments = [argument.replace(name, place) for argument in arguments]
+    error = predict(*arguments, status=2).stderr
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    assert message in error
+
+
+def test_missing_packages_get_one_line(digits_run):
+    script = (
+        "import runpy, sys; sys.modules['skimage.filters'] = None; "  # as Python marks what cannot be imported
+        f"sys.argv = ['predict', {str(digits_run)!r}, 'x.png']; "
+        "runpy.run_module('mnist_flax.predict', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert (
+        done.stderr.endswith("is not installed: pip install 'mnist_flax[predict]'\n") and done.stderr.count("\n") == 1
+    )
