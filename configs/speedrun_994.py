@@ -1,6 +1,6 @@
 """Time to 99.4 %: the network of configs/speedrun.py, four epochs with augmentation.
 
-    python -m mnist_flax.main --config=configs/speedrun_994.py
+python -m mnist_flax.main --config=configs/speedrun_994.py
 """
 
 from ml_collections import ConfigDict
