@@ -41,17 +41,17 @@ def get_config() -> ConfigDict:
 
     # Optimizer
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adam"  # adam, adamw, sgd or lion
+    config.optimizer.name = "adam"  # adam, adamw, sgd, lion or muon
     config.optimizer.learning_rate = 2e-3  # peak of the schedule
     config.optimizer.schedule = "cosine"  # constant, exponential, cosine or one_cycle
     config.optimizer.warmup_epochs = 1.0  # linear warm-up of cosine; rising part of one_cycle
     config.optimizer.decay_rate = 0.95  # factor an epoch, of exponential
     config.optimizer.final_scale = 0.01  # last learning rate over the peak, of cosine and one_cycle
-    config.optimizer.b1 = 0.9  # adam, adamw, lion
-    config.optimizer.b2 = 0.999  # adam, adamw, lion
-    config.optimizer.eps = 1e-8  # adam, adamw
-    config.optimizer.momentum = 0.9  # sgd
-    config.optimizer.nesterov = True  # sgd
+    config.optimizer.b1 = 0.9  # adam, adamw, lion, and biases of muon
+    config.optimizer.b2 = 0.999  # likewise
+    config.optimizer.eps = 1e-8  # adam, adamw, and biases of muon
+    config.optimizer.momentum = 0.9  # sgd, muon
+    config.optimizer.nesterov = True  # sgd, muon
     config.optimizer.weight_decay = 0.0  # decoupled (L2 for adam and sgd); never on biases and norms
     config.optimizer.clip_norm = 0.0  # largest global norm of the gradient; 0 is no clipping
     config.optimizer.accumulate_steps = 1  # each batch goes through the model in this many equal parts

@@ -23,7 +23,7 @@ _CHOICES = {
     "model.head": ("flatten", "average"),
     "model.compute_dtype": ("auto", "float32", "bfloat16"),
     "model.conv": ("auto", "matmul", "lax"),
-    "optimizer.name": ("adam", "adamw", "sgd", "lion"),
+    "optimizer.name": ("adam", "adamw", "sgd", "lion", "muon"),
     "optimizer.schedule": ("constant", "exponential", "cosine", "one_cycle"),
     "checkpoint.select": ("last", "best"),
 }

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
+from optax import contrib
 
 Scalar = float | Float[Array, ""]
 Hyperparameters = Mapping[str, Scalar]
@@ -54,7 +55,7 @@ def make_optimizer(config: ConfigDict, hyper: Hyperparameters, schedule) -> opta
     """The optax chain of `config.optimizer`: clipping, the named optimizer, weight decay, learning rate.
 
     `config` decides which links the chain has, `hyper` the values. Weight decay acts on kernels only: as L2 penalty
-    (added to the gradient) for adam and sgd, decoupled (Loshchilov and Hutter 2019) for adamw and lion.
+    (added to the gradient) for adam and sgd, decoupled (Loshchilov and Hutter 2019) for the others.
     """
     optimizer = {key.partition(".")[2]: value for key, value in hyper.items() if key.startswith("optimizer.")}
     b1, b2, momentum = optimizer["b1"], optimizer["b2"], optimizer["momentum"]
@@ -63,10 +64,11 @@ def make_optimizer(config: ConfigDict, hyper: Hyperparameters, schedule) -> opta
         "adamw": lambda: optax.scale_by_adam(b1, b2, optimizer["eps"]),
         "sgd": lambda: optax.trace(momentum, nesterov=config.optimizer.nesterov),
         "lion": lambda: optax.scale_by_lion(b1, b2),
+        "muon": lambda: _scale_by_muon(momentum, config.optimizer.nesterov, b1, b2, optimizer["eps"]),
     }[config.optimizer.name]()
     decay = optax.add_decayed_weights(optimizer["weight_decay"], mask=_is_kernel)
     has_decay = config.optimizer.weight_decay > 0
-    decoupled = config.optimizer.name in ("adamw", "lion")
+    decoupled = config.optimizer.name not in ("adam", "sgd")
     links = [
         optax.clip_by_global_norm(optimizer["clip_norm"]) if config.optimizer.clip_norm > 0 else None,
         decay if has_decay and not decoupled else None,
@@ -79,6 +81,28 @@ def make_optimizer(config: ConfigDict, hyper: Hyperparameters, schedule) -> opta
 
 def _is_kernel(params):
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def _scale_by_muon(
+    momentum: Scalar, nesterov: bool, b1: Scalar, b2: Scalar, eps: Scalar
+) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) for kernels as matrices [all inputs, outputs], Adam for biases and norms.
+
+    Updates of kernels have the size of Adam's (root mean square 0.2: Liu et al. 2025), so that one learning rate
+    serves both.
+    """
+
+    def as_matrix(params):
+        return jax.tree.map(lambda p: contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1), params)
+
+    def scale(updates, params):
+        return jax.tree.map(lambda u: 0.2 * max(u.size // u.shape[-1], u.shape[-1]) ** 0.5 * u, updates)
+
+    muon = optax.chain(
+        contrib.scale_by_muon(beta=momentum, nesterov=nesterov, weight_dimension_numbers=as_matrix),
+        optax.stateless(scale),
+    )
+    return optax.partition({True: muon, False: optax.scale_by_adam(b1, b2, eps)}, _is_kernel)
 
 
 def update_ema(average, value, decay: Scalar, step: Int[Array, ""]):

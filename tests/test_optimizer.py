@@ -43,6 +43,17 @@ def test_constant_schedule_rises_then_stays():
     np.testing.assert_allclose(values[2 * STEPS :], 0.5)
 
 
+def orthogonalized(m, key, gradient, momentum, t):
+    """Muon's update of a matrix: Nesterov momentum, bias-corrected, through five Newton-Schulz iterations."""
+    m[key] = momentum * m[key] + (1 - momentum) * gradient
+    x = momentum * m[key] / (1 - momentum ** (t + 1)) + (1 - momentum) * gradient / (1 - momentum**t)
+    x = x / np.linalg.norm(x)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
 def reference(name, params, grads, config, steps):
     """The update rules as their papers write them, in float64 NumPy; a kernel decays and a bias does not."""
     o = config.optimizer
@@ -56,23 +67,25 @@ def reference(name, params, grads, config, steps):
             decay = o.weight_decay if params[key].ndim > 1 else 0.0
             if name in ("adam", "sgd"):
                 g = g + decay * params[key]
-            if name in ("adam", "adamw"):
+            if name in ("adam", "adamw") or (name == "muon" and params[key].ndim == 1):
                 m[key] = o.b1 * m[key] + (1 - o.b1) * g
                 v[key] = o.b2 * v[key] + (1 - o.b2) * g**2
                 update = (m[key] / (1 - o.b1**t)) / (np.sqrt(v[key] / (1 - o.b2**t)) + o.eps)
+            elif name == "muon" and params[key].ndim > 1:
+                update = 0.2 * np.sqrt(max(g.shape)) * orthogonalized(m, key, g, o.momentum, t)
             elif name == "sgd":
                 m[key] = o.momentum * m[key] + g
                 update = g + o.momentum * m[key] if o.nesterov else m[key]
             else:
                 update = np.sign(o.b1 * m[key] + (1 - o.b1) * g)
                 m[key] = o.b2 * m[key] + (1 - o.b2) * g
-            if name in ("adamw", "lion"):
+            if name in ("adamw", "lion", "muon"):
                 update = update + decay * params[key]
             params[key] = params[key] - 0.01 * update
     return params
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lion"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lion", "muon"])
 def test_updates_are_those_of_the_papers(name):
     config = default_config()
     config.optimizer.name = name
