@@ -100,10 +100,11 @@ def compare(
     found: dict[str, dict[int, tuple[float, float]]] = {role: {} for role in fields_of}
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
         fields = restored(config, trial.user_attrs["config"])
-        seed = fields.pop("seed")
+        seed, value = fields.pop("seed"), trial.value
+        assert value is not None  # it is complete
         for role, wanted in fields_of.items():
             if fields == {key: value for key, value in wanted.items() if key != "seed"}:
-                found[role][seed] = (trial.user_attrs["test_accuracy"], trial.value)
+                found[role][seed] = (trial.user_attrs["test_accuracy"], value)
     pairs = [seed for seed in seeds if all(seed in scores for scores in found.values())]
     if len(pairs) < 2:
         raise UserError("fewer than two seeds trained to their end under both configs: nothing can be compared")

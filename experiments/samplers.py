@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, TPESampler
 
 from experiments.space import Dimension, Space, label
@@ -88,14 +88,36 @@ def make_sampler(name: str, space: Space, seed: int, complete: int, asked: int) 
         )
 
 
-def _draw(trial: optuna.Trial, key: str, dimension: Dimension) -> Any:
+def points(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
+    """Quasi-random overrides, for a `sweep()` that gives each of several spaces the same budget."""
+    shares = [sobol_point(len(space), seed, number) for number in range(count)]
+    drawn = [zip(space.items(), point, strict=True) for point in shares]
+    return [{key: _from_label(d, place(share, distribution(d))) for (key, d), share in point} for point in drawn]
+
+
+def distribution(dimension: Dimension) -> BaseDistribution:
+    """A range as Optuna describes it."""
     match dimension.kind:
         case "choice":
-            return trial.suggest_categorical(key, [label(value) for value in dimension.values])
+            return CategoricalDistribution([label(value) for value in dimension.values])
         case "integer":
-            return trial.suggest_int(key, int(dimension.low), int(dimension.high), log=dimension.log)
+            return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
         case _:
-            return trial.suggest_float(key, dimension.low, dimension.high, log=dimension.log)
+            return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+
+
+def _from_label(dimension: Dimension, value: Any) -> Any:
+    return next(v for v in dimension.values if label(v) == value) if dimension.values else value
+
+
+def _draw(trial: optuna.Trial, key: str, dimension: Dimension) -> Any:
+    match distribution(dimension):
+        case CategoricalDistribution() as choices:
+            return trial.suggest_categorical(key, choices.choices)
+        case IntDistribution() as span:
+            return trial.suggest_int(key, span.low, span.high, log=span.log)
+        case FloatDistribution() as span:
+            return trial.suggest_float(key, span.low, span.high, log=span.log)
 
 
 def suggest(trial: optuna.Trial, space: Space, fixed: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -112,7 +134,7 @@ def suggest(trial: optuna.Trial, space: Space, fixed: Mapping[str, Any] | None =
             if overrides.get(parent) not in values:
                 continue
         value = _draw(trial, key, dimension)
-        overrides[key] = next(v for v in dimension.values if label(v) == value) if dimension.values else value
+        overrides[key] = _from_label(dimension, value)
     return overrides
 
 

@@ -89,9 +89,9 @@ def retry_abandoned(study: optuna.Study, storage: RDBStorage) -> int:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         optuna.storages.fail_stale_trials(study)
         # A worker that was killed between taking a trial and its first heartbeat.
-        oldest = datetime.now() - timedelta(seconds=GRACE * storage.heartbeat_interval)
+        oldest = datetime.now() - timedelta(seconds=GRACE * (storage.heartbeat_interval or 0))
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if "worker" not in trial.user_attrs and trial.datetime_start < oldest:
+            if "worker" not in trial.user_attrs and (trial.datetime_start or oldest) < oldest:
                 requeue(study, trial)
     return len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,))) - before
 

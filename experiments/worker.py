@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from jaxtyping import Bool
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
@@ -125,10 +126,10 @@ class Worker:
             lacking = self._trials - (len(live(everything)) - waiting)
             if self._definition.sweep:
                 lacking = min(lacking, waiting)
-            complete = [trial for trial in everything if trial.state == TrialState.COMPLETE]
-            self._best = min((trial.value for trial in complete), default=math.inf)
+            values = [trial.value for trial in everything if trial.value is not None]
+            self._best = min(values, default=math.inf)
             self.study.sampler = samplers.make_sampler(
-                self._sampler, self._definition.space, self._definition.config.seed, len(complete), len(everything)
+                self._sampler, self._definition.space, self._definition.config.seed, len(values), len(everything)
             )
             batch = [self.study.ask() for _ in range(min(lacking, self._population))]
             for trial in batch:
@@ -188,31 +189,26 @@ class Worker:
         for point in range(1, points + 1):
             population.advance(point / points, active)
             if self._stop():
-                for trial in np.array(batch, object)[active]:
-                    storage.requeue(self.study, self._database.get_trial(trial._trial_id))
+                for i in _numbers(active):
+                    storage.requeue(self.study, self._database.get_trial(batch[i]._trial_id))
                 return
-            for i in np.flatnonzero(active & population.diverged):
+            for i in _numbers(active & population.diverged):
                 batch[i].set_user_attr("diverged_at_step", population.records[i][-1].step)
                 self._tell(batch[i], population.records[i], None)
             active &= ~population.diverged
             if point in ends and active.sum() > 1:
-                scores = [
-                    standing(plan, records) if on else math.inf
-                    for records, on in zip(population.records, active, strict=True)
-                ]
-                survivors = np.zeros(len(batch), bool)
-                survivors[np.argsort(scores, kind="stable")[: math.ceil(active.sum() / 2)]] = True
-                for i in np.flatnonzero(active & ~survivors):
+                ranked = sorted(_numbers(active), key=lambda i: standing(plan, population.records[i]))
+                for i in ranked[math.ceil(len(ranked) / 2) :]:
                     batch[i].set_user_attr("stopped_at", point / points)
                     self._tell(batch[i], population.records[i], None)
-                active &= survivors
+                    active[i] = False
                 population.keep(active)
-        tests = population.test() if self._test else [None] * len(batch)
-        for i in np.flatnonzero(active):
-            if self._test:
-                batch[i].set_user_attr("test_accuracy", tests[i]["accuracy"])
+        tests = population.test() if self._test else []
+        for i in _numbers(active):
+            if tests and (scores := tests[i]):
+                batch[i].set_user_attr("test_accuracy", scores["accuracy"])
             self._tell(batch[i], population.records[i], objective(plan, population.records[i]))
-        self._report(batch, time.perf_counter() - started)
+        self._report(len(batch), time.perf_counter() - started)
 
     def _tell(self, trial: optuna.Trial, records: Sequence[members.Record], value: float | None) -> None:
         """Records a trial's end: complete with a value, pruned without one."""
@@ -226,10 +222,14 @@ class Worker:
             self.study.tell(trial, value, skip_if_finished=True)
             self._best = min(self._best, value)
 
-    def _report(self, batch: Sequence[optuna.Trial], seconds: float) -> None:
+    def _report(self, trained: int, seconds: float) -> None:
         ended = live(self.study.get_trials(deepcopy=False))
         done = sum(trial.state.is_finished() for trial in ended)
         progress.console.print(
             f"{done}/{self._trials} trials  best {self._definition.plan.objective} {self._best:.5g}  "
-            f"{len(batch)} trained in {seconds:.1f} s"
+            f"{trained} trained in {seconds:.1f} s"
         )
+
+
+def _numbers(mask: Bool[np.ndarray, " members"]) -> list[int]:
+    return [int(i) for i in np.flatnonzero(mask)]
