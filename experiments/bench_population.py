@@ -9,6 +9,7 @@ included: nothing was compiled before. `scaling` compares sizes of one populatio
 not among this project's dependencies: pip install torch (its CPU build).
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -19,58 +20,29 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 from rich.table import Table
 
+from configs.studies import throughput
 from mnist_flax import cli, data, devices, progress
-from mnist_flax import config as config_lib
+
+CONFIG = "configs/studies/throughput.py"
 
 _METHODS = flags.DEFINE_list("methods", ["population", "processes", "torch"], "what to measure, in this order.")
 _TRIALS = flags.DEFINE_integer("trials", 12, "number of trials.", lower_bound=2)
 _SIZES = flags.DEFINE_list("sizes", ["1", "2", "4", "8", "16", "32", "64"], "populations of `scaling`.")
 _WORKER = flags.DEFINE_string("worker", None, "internal: database of which this process is a PyTorch worker.")
 
-CONFIG = """
-from experiments import bench_population
-
-
-def get_config():
-    return bench_population.trial_config()
-
-
-def sweep():
-    return [{{"optimizer.learning_rate": rate}} for rate in bench_population.learning_rates({trials})]
-"""
-
-
-def trial_config() -> ConfigDict:
-    """What every trial trains, but for its learning rate."""
-    config = config_lib.default_config()
-    config.num_epochs = 1
-    config.batch_size = 64
-    config.train_examples = 10_000
-    config.model.channels = (16, 32)
-    config.model.pool_sizes = (2,)
-    config.model.dense = (64,)
-    config.model.dropout_rate = 0.0
-    config.model.compute_dtype = "float32"
-    config.optimizer.warmup_epochs = 0.1
-    config.optimizer.ema_decay = 0.0
-    config.augment.rotation = config.augment.shift = config.augment.zoom = config.augment.shear = 0.0
-    return config
-
 
 def learning_rates(trials: int) -> list[float]:
-    return [float(f"{rate:.3g}") for rate in np.geomspace(5e-4, 1e-2, trials)]
+    return [entry["optimizer.learning_rate"] for entry in itertools.islice(throughput.sweep(), trials)]
 
 
 def population(trials: int, place: Path) -> list[float]:
     """The study command of this project, one worker; gives the validation accuracies."""
     import optuna
 
-    path = place / "trials.py"
-    path.write_text(CONFIG.format(trials=trials))
-    _run("experiments.study", f"--config={path}", f"--workdir={place / 'study'}", f"--population={trials}", place=place)
+    size = (f"--trials={trials}", f"--population={trials}")
+    _run("experiments.study", f"--config={CONFIG}", f"--workdir={place / 'study'}", *size, place=place)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.load_study(study_name="study", storage=f"sqlite:///{place / 'study' / 'study.db'}")
     return [1 - trial.value for trial in study.trials if trial.value is not None]
@@ -78,13 +50,11 @@ def population(trials: int, place: Path) -> list[float]:
 
 def processes(trials: int, place: Path) -> list[float]:
     """The same runs by the training command, one after another; the first one's compiled program serves the others."""
-    path = place / "trials.py"
-    path.write_text(CONFIG.format(trials=trials))
     accuracies = []
     for number, rate in enumerate(learning_rates(trials)):
         workdir = place / str(number)
         override = f"--config.optimizer.learning_rate={rate}"
-        _run("mnist_flax.main", f"--config={path}", override, f"--workdir={workdir}", place=place)
+        _run("mnist_flax.main", f"--config={CONFIG}", override, f"--workdir={workdir}", place=place)
         accuracies.append(json.loads((workdir / "summary.json").read_text())["validation_accuracy"])
     return accuracies
 
@@ -112,7 +82,7 @@ def torch_worker(url: str) -> None:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(1)
-    config = trial_config()
+    config = throughput.get_config()
     splits = data.load(config)
     train, validation = (
         (torch.from_numpy(split.images)[:, None].float() / 255, torch.from_numpy(split.labels).long())
@@ -135,6 +105,10 @@ def torch_worker(url: str) -> None:
             inputs = outputs
         dense = config.model.dense[0]
         layers += [nn.Flatten(), nn.Linear(49 * inputs, dense), nn.ReLU(), nn.Linear(dense, 10)]
+        for layer in layers[:-1]:  # as the project's networks begin
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
         model = nn.Sequential(*layers).to(memory_format=torch.channels_last)
         rate = trial.suggest_float("learning_rate", 1e-6, 1.0, log=True)
         optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
@@ -160,7 +134,7 @@ def scaling(sizes: list[int]) -> None:
     """Prints trained images a second of populations of these sizes, beside the smallest."""
     from experiments import members
 
-    config = trial_config()
+    config = throughput.get_config()
     members.use_all_cores()
     programs = members.Programs.load(config)
     mesh = programs.mesh.size
@@ -168,7 +142,7 @@ def scaling(sizes: list[int]) -> None:
     table = Table("members", "first, s", "again, s", "images/s", "times one", title=title, title_justify="left")
     one = None
     for size in sizes:
-        rates = learning_rates(max(size, 2))[:size]
+        rates = learning_rates(size)
         configs = [members.with_fields(config, {"optimizer.learning_rate": rate}) for rate in rates]
         seconds = []
         for _ in range(2):
@@ -201,7 +175,7 @@ def main(argv: list[str]) -> None:
         return
     if unknown := set(_METHODS.value) - {*METHODS, "scaling"}:
         raise cli.UserError(f"--methods: {', '.join(unknown)} is none of {', '.join(METHODS)}, scaling")
-    data.load(trial_config())  # prepared before anything is timed
+    data.load(throughput.get_config())  # prepared before anything is timed
     table = Table("method", "seconds", "trials/hour", "validation accuracy, mean and best", title_justify="left")
     for method in _METHODS.value:
         if method == "scaling":

@@ -79,7 +79,7 @@ def shared(arguments, tmp_path_factory):
         running = any(t.state == RUNNING and t.user_attrs.get("worker", "").endswith(mine) for t in found)
         return running and sum(t.state == COMPLETE for t in found) >= 3
 
-    wait_for(busy, second)
+    wait_for(busy, second, 500)
     before = {t.number: t.value for t in trials(place, COMPLETE)}
     second.kill()
     finish(second, None)
