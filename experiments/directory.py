@@ -1,5 +1,6 @@
 """The study directory: what a study is about and where its trials are, for every command that is given its path."""
 
+import fcntl
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,12 @@ from ml_collections import ConfigDict
 from experiments import space, storage
 from mnist_flax import run
 from mnist_flax.cli import UserError
+
+# What a study directory may hold; anything else is not ours to write beside.
+_OURS = {
+    *(".lock", "config.json", "study.json", "study.db", "study.db.lock", "study.db-journal"),
+    *("winner.py", "__pycache__", "confirmation.json", "report.html", "figures"),
+}
 
 
 class Record(NamedTuple):
@@ -28,19 +35,22 @@ def prepare(place: Path, definition: space.Definition, url: str | None) -> Recor
     Raises:
       UserError: the directory holds something else, cannot be written, or its study lies in another storage.
     """
-    if place.exists() and not (place / "study.json").exists() and (not place.is_dir() or any(place.iterdir())):
+    if place.exists() and (not place.is_dir() or {path.name for path in place.iterdir()} - _OURS):
         raise UserError(f"--workdir={place} is neither empty nor a study directory: use another directory")
-    if not (place / "study.json").exists():
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--workdir={place} cannot be written ({error.strerror}): use another directory") from error
-        wanted = url or storage.default_url(place)
-        storage.connect(wanted, heartbeat=60)  # before anything is written
-        run.write_json(place / "config.json", {"config": definition.config.to_dict()})
-        scales = {key: asdict(dimension) for key, dimension in definition.space.items()}
-        details = {"name": place.resolve().name, "storage": storage.public(wanted), "plan": asdict(definition.plan)}
-        run.write_json(place / "study.json", details | {"space": scales})
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        lock = (place / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"--workdir={place} cannot be written ({error.strerror}): use another directory") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the first of several workers writes
+        if not (place / "study.json").exists():
+            wanted = url or storage.default_url(place)
+            storage.connect(wanted, heartbeat=60)  # before anything is written
+            run.write_json(place / "config.json", {"config": definition.config.to_dict()})
+            scales = {key: asdict(dimension) for key, dimension in definition.space.items()}
+            details = {"name": place.resolve().name, "storage": storage.public(wanted), "plan": asdict(definition.plan)}
+            run.write_json(place / "study.json", details | {"space": scales})
     record = read(place)
     if url and storage.public(url) != record.storage:
         raise UserError(

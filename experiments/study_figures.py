@@ -185,7 +185,7 @@ def figure_parallel(trials: Sequence[Trial], axes_of: Sequence[Axis], objective:
     from matplotlib.figure import Figure
 
     complete = ranked(trials)[::-1]
-    figure = Figure(figsize=(max(6.2, 1.7 * (len(axes_of) + 1)), 4.6))
+    figure = Figure(figsize=(max(9.6, 1.7 * (len(axes_of) + 1)), 4.6))
     axes = figure.subplots()
     colours = matplotlib.colormaps["Greys"]
     for rank, trial in enumerate(complete):

@@ -235,6 +235,6 @@ def test_mistakes_get_one_line_and_leave_the_study_as_it_was(shared, arguments, 
     ):
         ended = command("experiments.study", *wrong, status=2)
         assert re.search(hint, ended.stderr) and len(ended.stderr.strip().splitlines()) == 1, ended.stderr
-    assert not (tmp_path / "new").exists() or not any((tmp_path / "new").iterdir())
+    assert not (tmp_path / "new" / "study.json").exists()
     assert before == ((place / "study.json").read_bytes(), len(trials(place)))
     assert len(worker.live(trials(place))) >= 15
