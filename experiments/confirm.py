@@ -65,9 +65,10 @@ def run_confirmation(place: Path, seeds: int, population: int, heartbeat: int, s
     won = restored(record.config, trial.user_attrs["config"])
     fresh = range(FRESH, FRESH + seeds)
     sweep = [{**fields, "seed": seed} for seed in fresh for fields in (won, baseline)]
-    definition = space.Definition(record.config, space.sweep_space(sweep), sweep, record.plan)
+    # A range of seeds, not a choice: their number may grow.
+    ranges = {**space.sweep_space(sweep), "seed": space.integer(FRESH, 2 * FRESH)}
+    definition = space.Definition(record.config, ranges, sweep, record.plan)
     members.use_all_cores()
-    # The number of seeds may grow, so it is no part of what the confirmation is.
     name = f"{record.name}, confirmation of trial {trial.number}"
     repeats = worker.join(name, definition, database, place)
     done = worker.Worker(

@@ -126,7 +126,7 @@ class Definition:
         fields = config_lib.flatten(self.config)
         kept = {f"config.{key}": _plain(v) for key, v in fields.items() if key not in ("data_dir", "archive_dir")}
         searched = {f"space.{key}": dimension.describe() for key, dimension in self.space.items()}
-        return kept | searched | {"objective": self.plan.objective, "sweep": len(self.sweep)}
+        return kept | searched | {"objective": self.plan.objective}
 
 
 def define(module: Any, config: ConfigDict) -> Definition:

@@ -199,7 +199,9 @@ def test_asked_to_stop_it_queues_its_trials_and_prints_the_command(arguments, tm
     place = tmp_path / "stopped"
     command_line = (*arguments, f"--workdir={place}", "--trials=60")
     process = start("experiments.study", *command_line)
-    wait_for(lambda: (place / "study.db").exists() and (place / "study.json").exists() and _complete(place), process)
+    wait_for(
+        lambda: (place / "study.db").exists() and (place / "study.json").exists() and _complete(place), process, 500
+    )
     process.send_signal(signal.SIGTERM)
     out = finish(process).stdout
     assert out.splitlines()[-1].startswith("python -m experiments.study ") and str(place) in out.splitlines()[-1]
