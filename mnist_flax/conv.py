@@ -16,8 +16,8 @@ then added up where they came from.
 *Fused windows.* One patch of P = k + (p - 1) s rows and columns holds all that a pooling window needs. With
 the kernel copied into a zero array of that size at each of the p p places, W is [P P in, p p out] and one
 product gives all the elements of each window, [p p, out, window], where their maximum is elementwise. That
-takes (P / k)^2 as many multiplications and moves less: it pays where products are cheap (bfloat16 on matrix
-units) and for one input channel. Otherwise patches are ordinary, and windows are read from the outputs.
+takes (P / k)^2 as many multiplications and moves less: it pays where products are cheap (bfloat16 on AMX) and for
+one input channel. Otherwise patches are ordinary, and windows are read from the outputs.
 
 *Steps.* Patches follow each other by a step S, s or p s. Rows and columns are sorted by their residue modulo
 S once, after which every patch is made of contiguous pieces, and neighbours are one element apart.
@@ -28,8 +28,8 @@ in a loop, so that they are written, multiplied and read back within the process
 *Memory.* The backward pass keeps the input and, for a maximum, one byte an output: which element of its
 window was the largest, or p p where relu stopped it. Patches are made again.
 
-*bfloat16* runs on matrix units only as [m,k] x [k,n] of row-major operands accumulated in float32. XLA folds
-transposes into products, which makes other forms; `_transposed` prevents that. It also moves bfloat16 through
+*bfloat16* runs on the processor's bfloat16 units only as [m,k] x [k,n] of row-major operands accumulated in
+float32. XLA folds transposes into products, which makes other forms; `_transposed` prevents that. It also moves bfloat16 through
 float32, so what is only moved is moved as 16-bit integers.
 """
 
@@ -41,6 +41,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, UInt8
+
+from mnist_flax.devices import has_matrix_units
 
 Implementation = Literal["matmul", "lax"]
 Images = Float[Array, "batch height width channels"]
@@ -205,10 +207,10 @@ def _transposed(a: Float[Array, "m n"]) -> Float[Array, "n m"]:
     integer = jnp.int16 if a.dtype.itemsize == 2 else jnp.int32
     always = lax.bitcast_convert_type(a[0, 0], integer).ravel()[0] >> 1 > jnp.iinfo(integer).min
 
-    def transpose(bits):
-        return _numbers(bits.T.reshape(-1), a.dtype)
+    def transpose(a):
+        return _numbers(_bits(a).T.reshape(-1), a.dtype)
 
-    flat = lax.cond(always, transpose, lambda bits: jnp.zeros_like(bits, a.dtype, shape=bits.size), _bits(a))
+    flat = lax.cond(always, transpose, lambda a: jnp.zeros_like(a, shape=a.size), a)
     return flat.reshape(a.shape[::-1])
 
 
@@ -262,7 +264,9 @@ class _Plan(NamedTuple):
         return [(d, min(self.step, size - d * self.step)) for d in range(-(-size // self.step))]
 
 
-_TILE_BYTES = {4: 4 * 2**20, 2: 16 * 2**20}  # of patches and outputs, by the size of a number: measured
+def _tile_bytes() -> int:
+    """Of patches and outputs: what caches hold, or more where products are so fast that passing over tiles is not."""
+    return 2**24 if has_matrix_units() else 2**22
 
 
 def _largest_divisor(n: int, limit: int) -> int:
@@ -274,7 +278,7 @@ def _plan(layer: _Layer, shape: tuple[int, ...], dtype: Any, kernel_shape: tuple
     stride, pool_size, itemsize = layer.stride, layer.pool_size or 1, jnp.dtype(dtype).itemsize
     pads = lax.padtype_to_pads(shape[1:3], size, (stride, stride), layer.padding)
     outputs = [(n + sum(pad) - k) // stride + 1 for n, k, pad in zip(shape[1:3], size, pads, strict=True)]
-    side = pool_size if itemsize == 2 or channels == 1 else 1
+    side = pool_size if channels == 1 or (itemsize == 2 and has_matrix_units()) else 1
     step = side * stride
     patch = [k + (side - 1) * stride for k in size]
     count = [n // pool_size * pool_size // side for n in outputs]
@@ -283,7 +287,7 @@ def _plan(layer: _Layer, shape: tuple[int, ...], dtype: Any, kernel_shape: tuple
     # A tile holds whole windows, so rows of patches come in groups of the rows that one row of windows needs.
     group = pool_size // side
     column_bytes = patch[0] * patch[1] * channels * itemsize + side**2 * features * 4
-    budget = _TILE_BYTES.get(itemsize, _TILE_BYTES[4]) // (group * count[1] * column_bytes)
+    budget = _tile_bytes() // (group * count[1] * column_bytes)
     examples = _largest_divisor(shape[3], budget)
     rows = _largest_divisor(count[0] // group, budget // examples) * group
     return _Plan(stride, pool_size, side, tuple(patch), step, tuple(count), tuple(pads), (rows, examples))

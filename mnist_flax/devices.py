@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -24,8 +25,14 @@ def describe(mesh: Mesh) -> dict:
 
 
 def default_dtype(backend: str) -> str:
-    """bfloat16 where the hardware multiplies it fast (accelerators, CPUs with AMX), else float32."""
-    return "bfloat16" if backend != "cpu" or "amx_bf16" in _cpu_info() else "float32"
+    """bfloat16 where the hardware multiplies it fast (accelerators, CPUs with AMX or AVX512-BF16), else float32."""
+    return "bfloat16" if backend != "cpu" or has_matrix_units() or "avx512_bf16" in _cpu_info() else "float32"
+
+
+@cache
+def has_matrix_units() -> bool:
+    """Whether the CPU has AMX, where a product costs little beside moving what it multiplies."""
+    return "amx_bf16" in _cpu_info()
 
 
 def keep_compiled_programs() -> None:
@@ -39,6 +46,7 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache / "mnist_flax" / processor))
 
 
+@cache
 def _cpu_info() -> str:
     path = Path("/proc/cpuinfo")
     return path.read_text() if path.exists() else ""

@@ -91,7 +91,7 @@ STRIDED = ((3, 14, 13, 2), 5, 4, (2, "SAME", 1, "max"), 0)
 CUT = ((4, 9, 12, 1), 4, 3, (1, "VALID", 3, "max"), 0)  # a single channel, an even kernel, no whole windows
 
 
-def errors(case, function, impl, dtype, tile_bytes=2**22):
+def errors(case, function, impl, dtype, tile_bytes=2**22, matrix_units=False):
     """The relative errors (Frobenius norm) of output and gradients, jitted, against the reference."""
     shape, kernel_size, features, options, seed = case
     rng = np.random.default_rng(seed)
@@ -112,7 +112,8 @@ def errors(case, function, impl, dtype, tile_bytes=2**22):
         return y, *pullback(weights)
 
     with jax.enable_x64(dtype == jnp.float64), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conv, "_TILE_BYTES", {2: tile_bytes, 4: tile_bytes})
+        patch.setattr(conv, "_tile_bytes", lambda: tile_bytes)
+        patch.setattr(conv, "has_matrix_units", lambda: matrix_units)
         actual = run(*(jnp.asarray(a, t) for a, t in zip((x, kernel, bias, weights), types, strict=True)))
     assert [a.dtype for a in actual] == [dtype, dtype, wide, wide]
     assert [a.shape for a in actual] == [e.shape for e in expected]
@@ -154,12 +155,13 @@ def test_layer_agrees_in_float32(case, tile_bytes):
 
 
 @examples(max_examples=2)
-@given(case=cases(), tile_bytes=tile_sizes)
-@example(CLASSIC, 1)
-@example(CUT, 2**22)
-def test_layer_agrees_in_bfloat16(case, tile_bytes):
+@given(case=cases(), tile_bytes=tile_sizes, matrix_units=st.booleans())
+@example(CLASSIC, 1, True)
+@example(CLASSIC, 1, False)
+@example(CUT, 2**22, True)
+def test_layer_agrees_in_bfloat16(case, tile_bytes, matrix_units):
     # Products accumulate in float32: what is left is the rounding of results, 2^-9 each, and of inner gradients.
-    assert max(errors(case, layer, "matmul", jnp.bfloat16, tile_bytes)) < 1e-2
+    assert max(errors(case, layer, "matmul", jnp.bfloat16, tile_bytes, matrix_units)) < 1e-2
 
 
 def test_large_batches_are_tiled_too():
@@ -177,9 +179,10 @@ def bfloat16_products(function, *arguments):
     return found
 
 
-@pytest.mark.parametrize("batch", [8, 4096])
-def test_bfloat16_products_have_the_form_of_matrix_units(batch):
-    """[m,k] x [k,n] of row-major operands in bfloat16; any other runs in float32, five times slower."""
+@pytest.mark.parametrize("batch, matrix_units", [(8, True), (4096, True), (128, False)])
+def test_bfloat16_products_have_the_fast_form(batch, matrix_units, monkeypatch):
+    """[m,k] x [k,n] of row-major operands in bfloat16; any other runs in float32, several times slower."""
+    monkeypatch.setattr(conv, "has_matrix_units", lambda: matrix_units)
     x = jnp.zeros((batch, 8, 8, 3), jnp.bfloat16)
     first, second, last = jnp.zeros((3, 3, 3, 16)), jnp.zeros((3, 3, 16, 8)), jnp.zeros((8 * 2 * 2, 32))
 
@@ -240,7 +243,7 @@ def loss(kernel, x, weights, impl="matmul"):
 @pytest.fixture
 def problem(monkeypatch):
     """Kernels of three models, images, weights of the outputs; worked on in several tiles."""
-    monkeypatch.setattr(conv, "_TILE_BYTES", {2: 2**12, 4: 2**12})
+    monkeypatch.setattr(conv, "_tile_bytes", lambda: 2**12)
     rng = np.random.default_rng(0)
     shapes = ((3, 3, 3, 2, 4), (5, 8, 6, 2), (5, 48))
     return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
