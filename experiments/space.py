@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from experiments.members import with_fields
+from experiments import members
 from mnist_flax import config as config_lib
 from mnist_flax.cli import UserError
 
@@ -111,14 +111,14 @@ class Definition:
         """The config of a trial: its overrides, then the fields that follow from them.
 
         Raises:
-          UserError: there can be no such run.
+          UserError: there can be no such run, or not in the same population as the others.
         """
         try:
-            config = with_fields(self.config, overrides)
+            config = members.with_fields(self.config, overrides)
             self.derive(config)
         except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
             raise UserError(" ".join(f"a trial's config cannot be made: {error}".split())) from error
-        config_lib.check(config)
+        members.check([self.config, config])
         return config
 
     def identity(self) -> dict[str, Any]:
@@ -135,7 +135,9 @@ def define(module: Any, config: ConfigDict) -> Definition:
     Raises:
       UserError: there is no space, or one that no trial could come from.
     """
-    config_lib.check(config)
+    members.check([config])
+    if config.validation_examples == 0:
+        raise UserError("a study compares trials on validation data: set config.validation_examples")
     if hasattr(module, "search_space") == hasattr(module, "sweep"):
         raise UserError("a study's config file must define either search_space() or sweep()")
     sweep: list[Mapping[str, Any]] = []

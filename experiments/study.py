@@ -48,7 +48,6 @@ def search(stop: cli.Stop) -> None:
 
     path = config_lib.recipe_path()
     definition = space.define(load_module(path), _CONFIG.value)
-    members.check([definition.config])
     place = Path(_WORKDIR.value or Path("runs") / "studies" / Path(path).stem)
     print(place, flush=True)
     record = directory.prepare(place, definition, _STORAGE.value)

@@ -115,7 +115,7 @@ def ranked(trials: Sequence[Trial]) -> list[Trial]:
 def _cap(values: Sequence[float]) -> float:
     """Where to cut the objective's axis, so that a few hopeless trials do not flatten the rest."""
     ordered = np.sort(values)
-    return float(max(ordered[int(0.9 * (len(ordered) - 1))], ordered[0] * 1.5))
+    return float(max(ordered[int(0.97 * (len(ordered) - 1))], ordered[0] * 1.5))
 
 
 @styled

@@ -95,11 +95,14 @@ class Worker:
         """`trials` is the size that the whole study grows to, `population` the most to train at once.
 
         `test` scores the test split at the end of each trial: for confirmation, never for selection.
+
+        Raises:
+          UserError: the data cannot be had.
         """
         self.study, self._database, self._definition = study, database, definition
         self._trials, self._population, self._sampler, self._rounds = trials, population, sampler, rounds
         self._test, self._stop = test, stop
-        self._programs: members.Programs | None = None
+        self._programs = members.Programs.load(definition.config)
         self._best = math.inf
 
     def run(self) -> bool:
@@ -179,8 +182,6 @@ class Worker:
 
     def _train_population(self, batch: Sequence[optuna.Trial], configs: Sequence[Any]) -> None:
         plan = self._definition.plan
-        if self._programs is None:
-            self._programs = members.Programs.load(self._definition.config)
         started = time.perf_counter()
         population = members.Population(configs, self._programs, self._population)
         points = max(plan.evaluations or max(config.num_epochs for config in configs), 2 ** (self._rounds - 1))

@@ -124,6 +124,8 @@ def test_identity_tells_spaces_and_configs_apart():
         ({"search_space": {"num_epochs": space.integer(1.5, 4)}}, "whole ends"),
         ({"search_space": {"optimizer.name": space.choice("adam", "adamm")}}, "adamm"),
         ({"search_space": {"seed": space.integer(0, 3).when("batch_size", 8)}}, "named before"),
+        ({"search_space": {"dataset": space.choice("mnist", "kmnist")}}, "the same for all members"),
+        ({"search_space": {"patience": space.integer(0, 2)}}, "to its end"),
         ({"sweep": [{"optimizer.learning_rate": -1.0}]}, "out of range"),
         ({"sweep": [{"optimiser.name": "adam"}]}, "optimiser"),
     ],
