@@ -131,15 +131,14 @@ def torch_worker(url: str) -> None:
 
 
 def scaling(sizes: list[int]) -> None:
-    """Prints trained images a second of populations of these sizes, beside the smallest."""
+    """Prints seconds with compilation and without, and trained images a second, of populations of these sizes."""
     from experiments import members
 
     config = throughput.get_config()
     members.use_all_cores()
     programs = members.Programs.load(config)
     mesh = programs.mesh.size
-    title = f"{mesh} x {devices.describe(programs.mesh)['kind']}, {programs.mapping}"
-    table = Table("members", "first, s", "again, s", "images/s", "times one", title=title, title_justify="left")
+    progress.console.print(f"{mesh} x {devices.describe(programs.mesh)['kind']}, {programs.mapping}")
     one = None
     for size in sizes:
         rates = learning_rates(size)
@@ -152,9 +151,8 @@ def scaling(sizes: list[int]) -> None:
             seconds.append(time.perf_counter() - started)
         per_second = size * config.train_examples / seconds[1]
         one = one or per_second
-        cells = (f"{size}", *(f"{s:.2f}" for s in seconds), f"{per_second:,.0f}", f"{per_second / one:.2f}")
-        table.add_row(*cells)
-    progress.console.print(table)
+        line = f"{size:3d} members: {seconds[0]:6.2f} s, then {seconds[1]:6.2f} s, {per_second:8,.0f} images/s"
+        progress.console.print(f"{line}, {per_second / one:5.2f} times the first")
 
 
 def _run(module: str, *arguments: str, place: Path) -> None:

@@ -122,11 +122,11 @@ def compare(
 
 def print_comparison(results: Mapping[str, Any], objective: str) -> None:
     title = f"{len(results['seeds'])} fresh seeds; +- is half the 95 % interval of the mean"
-    table = Table(
-        "", "test accuracy", "+-", "deviation", objective, "+-", "deviation", title=title, title_justify="left"
-    )
-    names = ("mean", "half_interval", "deviation")
-    for role in ("winner", "baseline", "difference"):
-        test, value = (results[key][role] for key in ("test_accuracy", "objective_value"))
-        table.add_row(role, *(f"{test[n]:.3%}" for n in names), *(f"{value[n]:.5g}" for n in names))
+    table = Table("", "mean", "+-", "deviation", title=title, title_justify="left")
+    for key, name, form in (("test_accuracy", "test accuracy", "{:.3%}"), ("objective_value", objective, "{:.5g}")):
+        for role in ("winner", "baseline", "difference"):
+            score = results[key][role]
+            cells = (form.format(score[field]) for field in ("mean", "half_interval", "deviation"))
+            table.add_row(f"{name}, {role}", *cells)
+        table.add_section()
     progress.console.print(table)
