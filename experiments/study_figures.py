@@ -239,7 +239,7 @@ def figure_curves(trials: Sequence[Trial], most: int = 5) -> Figure:
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation error")
     _set_y(axes, [e for e in errors if e > 0], "validation_error")
-    axes.legend(title="best trials", frameon=False, fontsize=9.5)
+    axes.legend(title="best trials", fontsize=9.5, framealpha=0.95, edgecolor="white")
     return figure
 
 
