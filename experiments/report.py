@@ -59,6 +59,8 @@ def edge_warnings(best: Trial, axes_of: Sequence[Axis]) -> list[str]:
         names = any(isinstance(tick, bool | str) for tick in axis.ticks)
         if axis.key not in best.params or names or len(axis.ticks) in (1, 2):
             continue
+        if best.params[axis.key] == 0:
+            continue  # off: nothing lies beyond
         share = axis.share(best.params[axis.key])
         if share <= EDGE or share >= 1 - EDGE:
             end = "lower" if share <= EDGE else "upper"

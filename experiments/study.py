@@ -44,6 +44,8 @@ def load_module(path: str) -> Any:
 
 def search(stop: cli.Stop) -> None:
     """Works on the study of `--config` until it has all its trials."""
+    import optuna
+
     from experiments import confirm, directory, members, space, storage, worker
 
     path = config_lib.recipe_path()
@@ -66,7 +68,7 @@ def search(stop: cli.Stop) -> None:
         test=False,
         stop=stop,
     ).run()
-    if any(trial.value is not None for trial in study.get_trials(deepcopy=False)):
+    if study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
         confirm.write_winner(place, study, definition.config)
 
 

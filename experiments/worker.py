@@ -129,7 +129,8 @@ class Worker:
             lacking = self._trials - (len(live(everything)) - waiting)
             if self._definition.sweep:
                 lacking = min(lacking, waiting)
-            values = [trial.value for trial in everything if trial.value is not None]
+            # A pruned trial has a value too in Optuna: what it was compared by when it was stopped.
+            values = [t.value for t in everything if t.state == TrialState.COMPLETE and t.value is not None]
             self._best = min(values, default=math.inf)
             self.study.sampler = samplers.make_sampler(
                 self._sampler, self._definition.space, self._definition.config.seed, len(values), len(everything)

@@ -191,6 +191,8 @@ def plan():
     assert min(t.user_attrs["curve"][0][3] for t in stopped) >= max(
         t.user_attrs["curve"][0][3] for t in ran if t not in stopped
     )
+    best = min(t.value for t in found if t.state == COMPLETE)
+    assert f"best validation_loss {best:.5g} " in ended.stdout.splitlines()[-1]
     failures = [line for line in ended.stderr.splitlines() if "failed and the study goes on" in line]
     assert len(failures) == sum(t.state == FAIL for t in found)
 

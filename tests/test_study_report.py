@@ -113,6 +113,12 @@ def test_a_best_trial_at_the_end_of_its_range_is_pointed_out(value, warned):
     assert [warned in sentence for sentence in found] == ([True] if warned else [])
 
 
+def test_off_is_no_end_of_a_range():
+    axes = [study_figures.make_axis("model.dropout_rate", {"kind": "uniform", "low": 0.0, "high": 0.5, "log": False})]
+    assert not report.edge_warnings(Trial(0, {"model.dropout_rate": 0.0}, "complete", 0.1, []), axes)
+    assert report.edge_warnings(Trial(0, {"model.dropout_rate": 0.49}, "complete", 0.1, []), axes)
+
+
 def test_axes_of_choices():
     names = study_figures.make_axis("optimizer.name", {"kind": "choice", "values": ["sgd", "adam"]})
     assert names == Axis("optimizer.name", 0.0, 1.0, False, ("sgd", "adam"))
