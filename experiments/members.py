@@ -7,6 +7,7 @@ hyperparameters, length of the schedule, number of training examples. Others are
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from mnist_flax import config as config_lib
 from mnist_flax.model import make_model
 
 MEMBER_AXIS = "member"
+_INITIALIZER = ThreadPoolExecutor(1)
 _SHARED = ("dataset", "data_dir", "archive_dir", "validation_examples", "eval_batch_size")
 _OWN = ("seed", "num_epochs", "train_examples")  # besides the continuous fields
 _UNUSED = ("feed", "checkpoint.keep")
@@ -166,13 +168,17 @@ class Programs:
             for name, split in (("validation", splits.validation), ("test", splits.test))
         }
 
-    def get(self, config: ConfigDict) -> tuple[Callable, Callable, Callable]:
-        """`init(seeds)`, `advance(states, hyper, seeds, steps_per_epoch, order, steps)` and `test(states, hyper)`."""
+    def get(self, config: ConfigDict) -> tuple[tuple[Callable, Callable, Callable], bool]:
+        """`init(seeds)`, `advance(states, hyper, seeds, steps_per_epoch, order, steps)` and `test(states, hyper)`.
+
+        And whether they are new, so that calling them will compile them.
+        """
         # Which of the cheap links are there decides the shapes of a state too, so it counts here.
         key = (program_key(config), *(value > 0 for value in train.hyperparameters(config).values()))
-        if key not in self._compiled:
+        new = key not in self._compiled
+        if new:
             self._compiled[key] = self._make(config)
-        return self._compiled[key]
+        return self._compiled[key], new
 
     def _make(self, config: ConfigDict) -> tuple[Callable, Callable, Callable]:
         def one(images, labels, validation, state, hyper, seed, steps_per_epoch, order, steps):
@@ -228,14 +234,17 @@ class _Group:
         self.members = members
         config, self._hyper = merged([member.config for member in members])
         self._programs = programs
-        self._init, self._advance, self._test = programs.get(config)
+        (init, self._advance, self._test), self._new = programs.get(config)
         self._devices = programs.mesh.shape[MEMBER_AXIS]
         self._sharding = NamedSharding(programs.mesh, P(MEMBER_AXIS))
         size = max(capacity, len(members)) if programs.mapping == "map" else len(members)
         self._slots = self._deal(np.arange(len(members)), -(-size // self._devices))
         seeds = np.array([member.config.seed for member in members], np.int32)
         self._own = (seeds, np.array([member.steps_per_epoch for member in members], np.int32))
-        self._states = self._init(self._put(seeds))
+        first_seeds = self._put(seeds)
+        self._abstract = jax.eval_shape(init, first_seeds)
+        self._states: train.TrainState | None = None
+        self._fresh = _INITIALIZER.submit(init, first_seeds)
 
     def _deal(self, members: np.ndarray, share: int) -> Int32[np.ndarray, " slots"]:
         """Which member is in which slot (-1 is none): the longest first, in turn to each device."""
@@ -244,6 +253,9 @@ class _Group:
         for turn, member in enumerate(longest):
             slots[turn % self._devices, turn // self._devices] = member
         return slots.ravel()
+
+    def _current(self) -> train.TrainState:
+        return self._fresh.result() if self._states is None else self._states
 
     def _put(self, column: np.ndarray) -> jax.Array:
         """Values of the members, in their slots."""
@@ -257,7 +269,7 @@ class _Group:
         place = {member: slot for slot, member in enumerate(self._slots) if member >= 0}
         self._slots = self._deal(members, share)
         take = np.array([place.get(member, 0) for member in self._slots])
-        self._states = jax.device_put(jax.tree.map(lambda x: x[take], self._states), self._sharding)
+        self._states = jax.device_put(jax.tree.map(lambda x: x[take], self._current()), self._sharding)
 
     def advance(self, start: np.ndarray, stop: np.ndarray) -> dict[int, Record]:
         """Trains each member from step `start` to `stop` ([members], equal where it rests), and evaluates it."""
@@ -271,7 +283,12 @@ class _Group:
                 order[slot, : steps[slot]] = self.members[i].order(start[i], stop[i])
         hyper = {key: self._put(column) for key, column in self._hyper.items()}
         own = (hyper, *map(self._put, self._own), *jax.device_put((order, steps), self._sharding))
-        self._states, scores = self._advance(self._states, *own)
+        if self._states is None and self._new:
+            # Compiles while `init` is compiled in its thread, and runs no step.
+            empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self._abstract)
+            idle = (*own[:-1], jax.device_put(np.zeros_like(steps), self._sharding))
+            self._advance(jax.device_put(empty, self._sharding), *idle)
+        self._states, scores = self._advance(self._current(), *own)
         scores = jax.device_get(scores)
         return {
             int(i): self._record(self.members[i], jax.tree.map(lambda x: x[slot], scores))  # noqa: B023
@@ -287,7 +304,7 @@ class _Group:
 
     def test(self) -> dict[int, dict[str, float]]:
         hyper = {key: self._put(column) for key, column in self._hyper.items()}
-        scores = jax.device_get(self._test(self._states, hyper))
+        scores = jax.device_get(self._test(self._current(), hyper))
         return {
             int(i): {key: float(value[slot]) for key, value in scores.items()}
             for slot, i in enumerate(self._slots)
@@ -295,7 +312,7 @@ class _Group:
         }
 
     def states(self) -> dict[int, train.TrainState]:
-        states = jax.device_get(self._states)
+        states = jax.device_get(self._current())
         return {
             int(i): jax.tree.map(lambda x: x[slot], states)  # noqa: B023
             for slot, i in enumerate(self._slots)
