@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
         parameters = (kernel, jnp.zeros(features))
         runs = [make_run(name, "lax", (*parameters, images))]
         for tile in TILES:
-            conv._tile_bytes = partial(int, tile)
+            conv._TILE_BYTES = tile
             runs.append(make_run(name, "matmul", (*parameters, conv.to_internal(images, "matmul"))))
         seconds: list[list[float]] = [[] for _ in runs]
         for _ in range(ROUNDS):

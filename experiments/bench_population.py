@@ -5,8 +5,8 @@
 
 Every method trains the same networks on the same 10,000 examples of MNIST for one epoch with the same learning rates,
 and validates on the same 5,000. Times are from the start of the first process to the end of the last, compilation
-included: nothing was compiled before. `scaling` compares sizes of one population, its compilation apart. PyTorch is
-not among this project's dependencies: pip install torch (its CPU build).
+included: nothing was compiled before. `scaling` compares sizes of one population, its compilation apart. PyTorch
+comes with the extra `peers`.
 """
 
 import itertools
@@ -23,6 +23,7 @@ from absl import flags
 from rich.table import Table
 
 from configs.studies import throughput
+from experiments.contenders import TORCH_ENVIRONMENT
 from mnist_flax import cli, data, devices, progress
 
 CONFIG = "configs/studies/throughput.py"
@@ -69,7 +70,8 @@ def torch(trials: int, place: Path) -> list[float]:
     for rate in learning_rates(trials):
         study.enqueue_trial({"learning_rate": rate})
     line = [sys.executable, "-m", "experiments.bench_population", f"--worker={url}"]
-    workers = [subprocess.Popen(line) for _ in os.sched_getaffinity(0)]
+    environment = os.environ | TORCH_ENVIRONMENT
+    workers = [subprocess.Popen(line, env=environment) for _ in os.sched_getaffinity(0)]
     if any([worker.wait() for worker in workers]):
         raise cli.RunError("a PyTorch worker failed")
     return [trial.value for trial in study.trials if trial.value is not None]

@@ -3,7 +3,6 @@
 import time
 from pathlib import Path
 
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -12,27 +11,29 @@ from mnist_flax.loop import Result
 
 
 def conclude(config: ConfigDict, splits: data.Splits, result: Result, directory: Path, mesh: Mesh) -> dict:
-    """Writes figures, report and, last of all, summary.json; gives and prints the summary."""
+    """Scores the model, the test split first; writes figures, report and, last of all, summary.json, and prints it."""
     names = data.CLASS_NAMES[config.dataset]
     state = result.state
     if config.checkpoint.select == "best":
         abstract = train.abstract_state(config, len(names), mesh)
         state, _ = checkpoint.load(directory / run.CHECKPOINTS, "best", abstract)
     network = model.make_model(config.model, train.hyperparameters(config), len(names))
-    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    together = data.Split(*(np.concatenate(arrays) for arrays in zip(*parts.values(), strict=True)))  # compiles once
-    logits = evaluate.split_logits(network, state.variables(), together, config.eval_batch_size, mesh)
-    ends = np.cumsum([len(part.labels) for part in parts.values()])
-    logits_of = dict(zip(parts, np.split(logits, ends[:-1]), strict=True))
-    scores = {
-        name: metrics.evaluate_logits(logits_of[name], part.labels) for name, part in parts.items() if len(part.labels)
-    }
-    test = scores["test"]
+    evaluation = train.make_evaluate(network, mesh)
+
+    def split_logits(split: data.Split):
+        return evaluate.split_logits(evaluation, state.variables(), split, config.eval_batch_size, mesh)
+
+    test_logits = split_logits(splits.test)
+    test = metrics.evaluate_logits(test_logits, splits.test.labels)
     seconds = result.earlier_seconds + time.perf_counter() - cli.STARTED
     progress.console.print(
         f"test accuracy {test['accuracy']:.2%} ({test['errors']} errors in {test['examples']:,}) after {seconds:.1f} s"
     )
     run.write_json(directory / "evaluation_test.json", {"dataset": config.dataset, "split": "test"} | test)
+    accuracy = {
+        name: metrics.evaluate_logits(split_logits(split), split.labels)["accuracy"] if len(split.labels) else None
+        for name, split in (("train", splits.train), ("validation", splits.validation))
+    }
 
     device = devices.describe(mesh)
     examples = len(splits.train.labels) // config.batch_size * config.batch_size * result.records[-1]["epoch"]
@@ -42,8 +43,8 @@ def conclude(config: ConfigDict, splits: data.Splits, result: Result, directory:
         "parameters": result.parameters,
         "steps": int(result.state.step),
         "epochs": result.records[-1]["epoch"],
-        "train_accuracy": scores["train"]["accuracy"],
-        "validation_accuracy": scores["validation"]["accuracy"] if "validation" in scores else None,
+        "train_accuracy": accuracy["train"],
+        "validation_accuracy": accuracy["validation"],
         "test_accuracy": test["accuracy"],
         "test_loss": test["negative_log_likelihood"],
         "test_errors": test["errors"],
@@ -58,7 +59,7 @@ def conclude(config: ConfigDict, splits: data.Splits, result: Result, directory:
         summary=summary,
         images=splits.test.images,
         labels=splits.test.labels,
-        logits=logits_of["test"],
+        logits=test_logits,
         kernel=model.first_kernel(state.variables()),
         class_names=names,
     )

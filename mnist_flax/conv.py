@@ -16,21 +16,21 @@ then added up where they came from.
 *Fused windows.* One patch of P = k + (p - 1) s rows and columns holds all that a pooling window needs. With
 the kernel copied into a zero array of that size at each of the p p places, W is [P P in, p p out] and one
 product gives all the elements of each window, [p p, out, window], where their maximum is elementwise. That
-takes (P / k)^2 as many multiplications and moves less: it pays where products are cheap (bfloat16 on AMX) and for
-one input channel. Otherwise patches are ordinary, and windows are read from the outputs.
+takes (P / k)^2 as many multiplications and moves less: it pays for one input channel. Otherwise patches are
+ordinary, and windows are read from the outputs.
 
 *Steps.* Patches follow each other by a step S, s or p s. Rows and columns are sorted by their residue modulo
 S once, after which every patch is made of contiguous pieces, and neighbours are one element apart.
 
 *Tiles.* Patches are many times larger than the images. They are made for a few rows (and examples) at a time,
-in a loop, so that they are written, multiplied and read back within the processor's cache.
+in a loop, so that what is written, multiplied and read back stays within the processor's cache.
 
 *Memory.* The backward pass keeps the input and, for a maximum, one byte an output: which element of its
 window was the largest, or p p where relu stopped it. Patches are made again.
 
 *bfloat16* runs on the processor's bfloat16 units only as [m,k] x [k,n] of row-major operands accumulated in
-float32. XLA folds transposes into products, which makes other forms; `_transposed` prevents that. It also moves bfloat16 through
-float32, so what is only moved is moved as 16-bit integers.
+float32. XLA folds transposes into products, which makes other forms; `_apart` prevents that. It also moves
+bfloat16 through float32, so what is only moved is moved as 16-bit integers.
 """
 
 from collections.abc import Callable
@@ -41,8 +41,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, UInt8
-
-from mnist_flax.devices import has_matrix_units
 
 Implementation = Literal["matmul", "lax"]
 Images = Float[Array, "batch height width channels"]
@@ -130,11 +128,13 @@ def conv_bias_relu_pool(
     return relu_pool(y + per_channel(bias, impl).astype(y.dtype), pool_size, pooling)
 
 
-def dense(x: Float[Array, "batch in"], kernel: Matrix, impl: Implementation) -> Float[Array, "batch out"]:
-    """`x @ kernel` in the type of `x`; with "matmul" in bfloat16, gradients take the fast form too."""
+def dense(
+    x: Float[Array, "batch in"], kernel: Matrix, dimension_numbers: Any, *, impl: Implementation, **options: Any
+) -> Float[Array, "batch out"]:
+    """`x @ kernel`, called as `nn.Dense` calls `lax.dot_general`; with "matmul" in bfloat16, gradients are fast too."""
     if impl == "matmul" and x.dtype == jnp.bfloat16:
         return _dense(x, _beside(x, kernel))
-    return x @ kernel.astype(x.dtype)
+    return lax.dot_general(x, kernel, dimension_numbers, **options)
 
 
 def _beside(x: Array, parameter: Array) -> Array:
@@ -198,20 +198,22 @@ def _numbers(bits: Array, dtype: Any) -> Array:
     return lax.bitcast_convert_type(bits, dtype) if bits.dtype != dtype else bits
 
 
-def _transposed(a: Float[Array, "m n"]) -> Float[Array, "n m"]:
-    """The transpose as a row-major array of its own, never folded into a product.
+def _apart(function: Callable[..., Array], *operands: Array) -> Array:
+    """`function(*operands)` as an array of its own, never computed again or folded into what uses it.
 
     XLA neither moves operations out of a branch nor knows that this one is always taken (half an integer is
-    more than the smallest integer). The branch returns a vector, whose layout leaves no choice.
+    more than the smallest integer).
     """
-    integer = jnp.int16 if a.dtype.itemsize == 2 else jnp.int32
-    always = lax.bitcast_convert_type(a[0, 0], integer).ravel()[0] >> 1 > jnp.iinfo(integer).min
+    first = operands[0]
+    integer = jnp.int16 if first.dtype.itemsize == 2 else jnp.int32
+    always = lax.bitcast_convert_type(first[(0,) * first.ndim], integer).ravel()[0] >> 1 > jnp.iinfo(integer).min
+    result = jax.eval_shape(function, *operands)
+    return lax.cond(always, function, lambda *_: jnp.zeros_like(first, result.dtype, result.shape), *operands)
 
-    def transpose(a):
-        return _numbers(_bits(a).T.reshape(-1), a.dtype)
 
-    flat = lax.cond(always, transpose, lambda a: jnp.zeros_like(a, shape=a.size), a)
-    return flat.reshape(a.shape[::-1])
+def _transposed(a: Float[Array, "m n"]) -> Float[Array, "n m"]:
+    """The transpose as a row-major array of its own: a branch that returns a vector has no choice of its layout."""
+    return _apart(lambda a: _numbers(_bits(a).T.reshape(-1), a.dtype), a).reshape(a.shape[::-1])
 
 
 def _product(a: Float[Array, "m k"], b: Float[Array, "k n"]) -> Float[Array, "m n"]:
@@ -221,7 +223,7 @@ def _product(a: Float[Array, "m k"], b: Float[Array, "k n"]) -> Float[Array, "m 
 
 @jax.custom_vjp
 def _dense(x: Float[Array, "batch in"], kernel: Matrix) -> Float[Array, "batch out"]:
-    return _product(x, kernel.astype(x.dtype)).astype(x.dtype)
+    return _product(x, kernel).astype(x.dtype)
 
 
 def _dense_fwd(x, kernel):
@@ -230,7 +232,7 @@ def _dense_fwd(x, kernel):
 
 def _dense_bwd(residuals, gradient):
     x, kernel = residuals
-    d_x = _transposed(_product(kernel.astype(x.dtype), _transposed(gradient)))
+    d_x = _transposed(_product(kernel, _transposed(gradient)))
     return d_x.astype(x.dtype), _product(_transposed(x), gradient).astype(kernel.dtype)
 
 
@@ -264,9 +266,7 @@ class _Plan(NamedTuple):
         return [(d, min(self.step, size - d * self.step)) for d in range(-(-size // self.step))]
 
 
-def _tile_bytes() -> int:
-    """Of patches and outputs: what caches hold, or more where products are so fast that passing over tiles is not."""
-    return 2**24 if has_matrix_units() else 2**22
+_TILE_BYTES = 16 * 2**20  # of patches and outputs
 
 
 def _largest_divisor(n: int, limit: int) -> int:
@@ -278,7 +278,7 @@ def _plan(layer: _Layer, shape: tuple[int, ...], dtype: Any, kernel_shape: tuple
     stride, pool_size, itemsize = layer.stride, layer.pool_size or 1, jnp.dtype(dtype).itemsize
     pads = lax.padtype_to_pads(shape[1:3], size, (stride, stride), layer.padding)
     outputs = [(n + sum(pad) - k) // stride + 1 for n, k, pad in zip(shape[1:3], size, pads, strict=True)]
-    side = pool_size if channels == 1 or (itemsize == 2 and has_matrix_units()) else 1
+    side = pool_size if channels == 1 else 1
     step = side * stride
     patch = [k + (side - 1) * stride for k in size]
     count = [n // pool_size * pool_size // side for n in outputs]
@@ -287,7 +287,7 @@ def _plan(layer: _Layer, shape: tuple[int, ...], dtype: Any, kernel_shape: tuple
     # A tile holds whole windows, so rows of patches come in groups of the rows that one row of windows needs.
     group = pool_size // side
     column_bytes = patch[0] * patch[1] * channels * itemsize + side**2 * features * 4
-    budget = _tile_bytes() // (group * count[1] * column_bytes)
+    budget = _TILE_BYTES // (group * count[1] * column_bytes)
     examples = _largest_divisor(shape[3], budget)
     rows = _largest_divisor(count[0] // group, budget // examples) * group
     return _Plan(stride, pool_size, side, tuple(patch), step, tuple(count), tuple(pads), (rows, examples))
@@ -368,6 +368,15 @@ def _pooled(plan: _Plan, pair: tuple[Any, Any]) -> tuple[Any, Any]:
     return pair[0] * plan.side // plan.pool_size, pair[1]
 
 
+def _spread(plan: _Plan, gradient: BatchMinor, index: UInt8[Array, "..."]) -> Array:
+    """Gradient of what the product gave, [side^2, features, rows, width, batch], from that of the windows' maxima."""
+    bits = _bits(gradient)
+    if plan.side == 1:
+        return _numbers(_into_windows(bits, index, plan.pool_size), gradient.dtype)
+    element = jnp.arange(plan.side**2, dtype=index.dtype).reshape(-1, 1, 1, 1, 1)
+    return _numbers(jnp.where(index == element, bits, 0), gradient.dtype)
+
+
 # Convolutions as products: forward and backward
 
 
@@ -426,15 +435,11 @@ def _products_bwd(layer, residuals, gradient):
     def body(start, carry):
         d_matrix, d_rows, columns = carry
         columns = _columns(plan, rows, start, columns)
-        d_y = _bits(_read(gradient, _pooled(plan, start), _pooled(plan, plan.tile)))
+        d_y = _read(gradient, _pooled(plan, start), _pooled(plan, plan.tile))
         if index is not None:
             which = _read(index, _pooled(plan, start), _pooled(plan, plan.tile))
-            if plan.side > 1:
-                element = jnp.arange(plan.side**2, dtype=which.dtype).reshape(-1, 1, 1, 1, 1)
-                d_y = jnp.where(which == element, d_y, 0)
-            else:
-                d_y = _into_windows(d_y, which, plan.pool_size)
-        d_y = _numbers(d_y.reshape(outputs, -1), x.dtype)
+            d_y = _apart(partial(_spread, plan), d_y, which)
+        d_y = d_y.reshape(outputs, -1)
         c = _numbers(columns.reshape(taps, -1), x.dtype)
         if swap:
             d_matrix += _product(d_y, _transposed(c))

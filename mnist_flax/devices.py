@@ -26,13 +26,8 @@ def describe(mesh: Mesh) -> dict:
 
 def default_dtype(backend: str) -> str:
     """bfloat16 where the hardware multiplies it fast (accelerators, CPUs with AMX or AVX512-BF16), else float32."""
-    return "bfloat16" if backend != "cpu" or has_matrix_units() or "avx512_bf16" in _cpu_info() else "float32"
-
-
-@cache
-def has_matrix_units() -> bool:
-    """Whether the CPU has AMX, where a product costs little beside moving what it multiplies."""
-    return "amx_bf16" in _cpu_info()
+    multiplies = any(feature in _cpu_info() for feature in ("amx_bf16", "avx512_bf16"))
+    return "bfloat16" if backend != "cpu" or multiplies else "float32"
 
 
 def keep_compiled_programs() -> None:

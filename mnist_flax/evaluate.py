@@ -1,5 +1,7 @@
 """Scores a trained model on a whole split: `python -m mnist_flax.evaluate RUN [--split=test]`."""
 
+from collections.abc import Callable
+
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh
@@ -17,20 +19,28 @@ _CHECKPOINT = flags.DEFINE_enum(
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "where the dataset is, if it moved since the run.")
 
 
-def split_logits(model, variables: dict, split, batch_size: int, mesh: Mesh) -> Float[np.ndarray, "examples classes"]:
-    """Logits of every example of a `data.Split`, whole: nothing is dropped and nothing counted twice."""
+def split_logits(
+    evaluate: Callable, variables: dict, split, batch_size: int, mesh: Mesh
+) -> Float[np.ndarray, "examples classes"]:
+    """Logits of every example of a `data.Split`, whole: nothing is dropped and nothing counted twice.
+
+    `evaluate` is from `train.make_evaluate`; it is called with one padded batch at a time, so that it compiles once
+    for splits of any size.
+    """
     from mnist_flax import train
 
-    batches = train.split_batches(mesh, split.images, split.labels, batch_size)
-    _, logits = train.make_evaluate(model, mesh)(variables, *batches)
-    logits = np.asarray(logits)
-    return logits.reshape(-1, logits.shape[-1])[: len(split.labels)]
+    logits = []
+    for start in range(0, len(split.labels), batch_size):
+        images, labels = (array[start : start + batch_size] for array in split)
+        batch = train.split_batches(mesh, images, labels, batch_size)
+        logits.append(np.asarray(evaluate(variables, *batch)[1][0]))
+    return np.concatenate(logits)[: len(split.labels)]
 
 
 def main(argv: list[str]) -> None:
     if len(argv) != 2:
         raise cli.UserError("name one run directory: python -m mnist_flax.evaluate RUN")
-    from mnist_flax import data, devices, metrics, progress, run
+    from mnist_flax import data, devices, metrics, progress, run, train
 
     trained = run.load_run(argv[1], _CHECKPOINT.value)
     config = trained.config
@@ -40,7 +50,9 @@ def main(argv: list[str]) -> None:
     if not len(split.labels):
         raise cli.UserError(f"the run has no {_SPLIT.value} examples: choose another --split")
     devices.keep_compiled_programs()
-    logits = split_logits(trained.model, trained.variables, split, config.eval_batch_size, devices.make_mesh())
+    mesh = devices.make_mesh()
+    evaluation = train.make_evaluate(trained.model, mesh)
+    logits = split_logits(evaluation, trained.variables, split, config.eval_batch_size, mesh)
     scores = {"dataset": config.dataset, "split": _SPLIT.value} | metrics.evaluate_logits(logits, split.labels)
     path = trained.directory / f"evaluation_{_SPLIT.value}.json"
     run.write_json(path, scores)

@@ -82,7 +82,8 @@ def fit(
     feed = make_feed(config, splits, mesh, step)
     validation = None
     if len(splits.validation.labels):
-        validation = train.split_batches(mesh, *splits.validation, config.eval_batch_size)
+        batch_size = min(config.eval_batch_size, len(splits.validation.labels))
+        validation = train.split_batches(mesh, *splits.validation, batch_size)
     limit = _FIRST_CALL_STEPS
     block = feed(step, limit)
 

@@ -4,6 +4,7 @@ How a convolution is computed, and in which layout, is `conv.py`'s business: `im
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -78,10 +79,11 @@ class CNN(nn.Module):
             x = dropout(x, self.conv_dropout_rate, 3 - channel_axis)
 
         x = conv.from_internal(x, self.impl).mean((1, 2)) if self.head == "average" else conv.flatten(x, self.impl)
+        dense = partial(nn.Dense, dtype=self.compute_dtype, dot_general=partial(conv.dense, impl=self.impl))
         for i, features in enumerate(self.dense):
-            x = nn.relu(nn.Dense(features, dtype=self.compute_dtype, kernel_init=_he_normal, name=f"dense{i}")(x))
+            x = nn.relu(dense(features, kernel_init=_he_normal, name=f"dense{i}")(x))
             x = dropout(x, self.dropout_rate, 0)
-        x = nn.Dense(self.num_classes, dtype=self.compute_dtype, name="logits")(x).astype(jnp.float32)
+        x = dense(self.num_classes, name="logits")(x).astype(jnp.float32)
         return self._norm("logits_norm", train, -1)(x) if self.logits_batch_norm else x
 
     def _norm(self, name: str, train: bool, axis: int) -> nn.BatchNorm:

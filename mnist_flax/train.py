@@ -10,6 +10,7 @@ from functools import partial
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
@@ -225,11 +226,11 @@ def make_train_steps(config: ConfigDict, num_classes: int, steps_per_epoch: int,
 def split_batches(mesh: Mesh, images, labels, batch_size: int) -> tuple[Array, Array]:
     """A split on the devices in padded batches: images [batches, batch, 28, 28] and labels, -1 where padded."""
     devices = mesh.size
-    batch_size = -(-min(batch_size, len(labels)) // devices) * devices
+    batch_size = -(-batch_size // devices) * devices
     count = -(-len(labels) // batch_size)
     padding = count * batch_size - len(labels)
-    images = jnp.pad(images, ((0, padding), (0, 0), (0, 0))).reshape(count, batch_size, 28, 28)
-    labels = jnp.pad(labels, (0, padding), constant_values=-1).reshape(count, batch_size)
+    images = np.pad(images, ((0, padding), (0, 0), (0, 0))).reshape(count, batch_size, 28, 28)
+    labels = np.pad(labels, (0, padding), constant_values=-1).reshape(count, batch_size)
     return jax.device_put((images, labels), NamedSharding(mesh, P(None, BATCH_AXIS)))
 
 

@@ -14,6 +14,7 @@ SMALL = (
     "--config.model.channels=(4,8)",
     "--config.model.dense=(16,)",
     "--config.model.dropout_rate=0.2",
+    "--config.model.compute_dtype=float32",  # whatever the processor: tolerances are of it
     "--config.optimizer.learning_rate=0.01",
     "--config.model.batch_norm=True",
     "--config.model.conv_dropout_rate=0.1",

@@ -1,0 +1,272 @@
+"""Trains the same network in this project and in other libraries, in turns: who is how fast?
+
+    pip install '.[peers]'
+    python -m experiments.benchmark [--peers=torch,keras,flax] [--batch=128,1024] [--dtype=bfloat16,float32] [--out=DIR]
+
+The network is that of `configs/classic.py`; batches, their order and the optimizer are the same for all. Every
+contender (`experiments/contenders/`) is a process of its own that waits while it is not asked. All first train
+`--check_steps` steps, which warms them up, and of whose last quarter the loss is shown: all should learn alike. Then
+they take turns, in `--rounds` rounds: a burst of about `--seconds` each, forwards in one round, backwards in the next.
+The project is compared with a peer of the same type within each round. Peaks are those of large matrix products,
+measured in the same rounds; the share is of the products that the network needs, and no other work.
+
+Writes `benchmark.json` and `benchmark.png` to `--out`. On a GPU the same command runs (with --batch=128,1024,8192).
+"""
+
+from __future__ import annotations  # matplotlib's types without its import
+
+import contextlib
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from absl import flags
+from rich.table import Table
+
+from experiments.contenders import (
+    ENVIRONMENT,
+    FLOPS_PER_IMAGE,
+    MEASURES_PRODUCTS,
+    NAMES,
+    PACKAGES,
+    STEPS,
+    TORCH_ENVIRONMENT,
+)
+from mnist_flax import cli, data, prepare, progress, run
+from mnist_flax.config import default_config
+from mnist_flax.figures import BLUE, GREY, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_PEERS = flags.DEFINE_list("peers", ["torch", "keras", "flax"], "whom to compare the project with")
+_BATCH = flags.DEFINE_list("batch", ["128"], "batch sizes")
+_DTYPE = flags.DEFINE_list("dtype", ["bfloat16", "float32"], "types of products and activations")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "times that every contender has its turn", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 1.0, "of a burst", lower_bound=0.01)
+_CHECK_STEPS = flags.DEFINE_integer("check_steps", 64, "steps of warm-up, after which losses are compared", 4 * STEPS)
+_OUT = flags.DEFINE_string("out", None, "directory for results; a new one under runs/benchmark/ if not given")
+
+_ROOT = Path(__file__).resolve().parent.parent
+_EXAMPLES = 55_000  # of random data: as many as MNIST leaves for training
+
+
+class Contender:
+    """A contender's process: it computes while it is asked, and only then."""
+
+    def __init__(self, name: str, dtype: str, batch_size: int, examples: Path):
+        self.name, self.dtype, self.batch_size = name, dtype, batch_size
+        self.rates: list[float] = []  # images a second, one a round
+        self.peaks: list[float] = []  # of products, in floating-point operations a second, one a round
+        self.steps = STEPS  # in a burst
+        self.loss = self.idle_cpu_seconds = 0.0
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.contenders", name, dtype, str(batch_size), str(examples)],
+            cwd=_ROOT,
+            env=os.environ | ENVIRONMENT | (TORCH_ENVIRONMENT if name == "torch" else {}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        assert process.stdin and process.stdout
+        self._process, self._requests, self._answers = process, process.stdin, process.stdout
+
+    def answer(self) -> dict[str, Any]:
+        """The next answer.
+
+        Raises:
+          RunError: the process ended.
+        """
+        line = self._answers.readline()
+        if not line:
+            self._errors.seek(0)
+            last = ([text for text in self._errors.read().splitlines() if text.strip()] or ["it said nothing"])[-1]
+            raise cli.RunError(f"{NAMES[self.name]} in {self.dtype}, batch {self.batch_size}, failed: {last.strip()}")
+        return json.loads(line)
+
+    def ask(self, request: str | int) -> dict[str, Any]:
+        with contextlib.suppress(BrokenPipeError):  # `answer` says why
+            print(request, file=self._requests, flush=True)
+        answer = self.answer()
+        self.idle_cpu_seconds += answer["idle_cpu_seconds"]
+        return answer
+
+    def warm_up(self, check_steps: int, seconds: float) -> None:
+        """Trains `check_steps` steps, keeps the loss of the last quarter, and chooses the length of a burst."""
+        tail = _whole(check_steps / 4)
+        self.ask(_whole(check_steps) - tail)
+        answer = self.ask(tail)
+        self.loss, self.steps = answer["loss"], _whole(tail * seconds / answer["seconds"])
+
+    def take_turn(self) -> None:
+        self.rates.append(self.steps * self.batch_size / self.ask(self.steps)["seconds"])
+        if self.name in MEASURES_PRODUCTS:
+            self.peaks.append(self.ask("peak")["flops"])
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for file in (self._requests, self._answers, self._errors):
+            with contextlib.suppress(BrokenPipeError):
+                file.close()
+
+
+def _whole(steps: float) -> int:
+    return max(1, round(steps / STEPS)) * STEPS
+
+
+def compare(names: Sequence[str], dtypes: Sequence[str], batch_size: int, examples: Path) -> list[dict]:
+    """Results of one batch size: a row for each contender and type, the project's first."""
+    contenders = [Contender(name, dtype, batch_size, examples) for dtype in dtypes for name in names]
+    try:
+        descriptions = [contender.answer()["description"] for contender in contenders]  # once it is ready
+        for contender in contenders:
+            contender.warm_up(_CHECK_STEPS.value, _SECONDS.value)
+        for contender in contenders:
+            contender.idle_cpu_seconds = 0.0
+        started = time.perf_counter()
+        for turn in range(_ROUNDS.value):
+            for contender in contenders if turn % 2 == 0 else reversed(contenders):
+                contender.take_turn()
+        wall_seconds = time.perf_counter() - started
+    finally:
+        for contender in contenders:
+            contender.close()
+    peaks = {d: max(peak for c in contenders if c.dtype == d for peak in c.peaks) for d in dtypes}
+    ours = {contender.dtype: contender.rates for contender in contenders if contender.name == "project"}
+    return [
+        {
+            "contender": contender.name,
+            "description": description,
+            "dtype": contender.dtype,
+            "batch_size": batch_size,
+            "images_per_second": contender.rates,
+            "project_over_this": [a / b for a, b in zip(ours[contender.dtype], contender.rates, strict=True)],
+            "peak_flops": peaks[contender.dtype],
+            "share_of_peak": statistics.median(contender.rates) * FLOPS_PER_IMAGE / peaks[contender.dtype],
+            "loss": contender.loss,
+            "idle_cpu_share": contender.idle_cpu_seconds / wall_seconds,
+        }
+        for contender, description in zip(contenders, descriptions, strict=True)
+    ]
+
+
+def print_table(rows: Sequence[dict], title: str) -> None:
+    """The results of one batch size."""
+    table = Table("", "images/s", "range", "project / it", "of peak", "loss", title_justify="left")
+    table.title = f"Training, batch {rows[0]['batch_size']:,}, {title}"
+    for column in table.columns[1:]:
+        column.justify = "right"
+    dtype = None
+    for row in rows:
+        if row["dtype"] != dtype:
+            dtype = row["dtype"]
+            table.add_section()
+            table.add_row(f"[bold]{dtype}[/bold]")
+        rates, ratios = row["images_per_second"], row["project_over_this"]
+        table.add_row(
+            NAMES[row["contender"]],
+            f"{statistics.median(rates):,.0f}",
+            f"{min(rates):,.0f} - {max(rates):,.0f}",
+            "" if row["contender"] == "project" else f"{statistics.median(ratios):.2f}",
+            f"{row['share_of_peak']:.1%}",
+            f"{row['loss']:.3f}",
+        )
+    progress.console.print(table)
+
+
+@styled
+def figure_speeds(rows: Sequence[dict], title: str) -> Figure:
+    """Images a second as bars, a panel for each batch size and type; whiskers from the slowest to the fastest round."""
+    from matplotlib.figure import Figure
+
+    panels: dict[tuple[int, str], list[dict]] = {}
+    for row in rows:
+        panels.setdefault((row["batch_size"], row["dtype"]), []).append(row)
+    figure = Figure(figsize=(8, 0.5 + sum(0.6 + 0.35 * len(panel) for panel in panels.values())))
+    heights = [1 + len(panel) for panel in panels.values()]
+    all_axes = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, ((batch_size, dtype), panel) in zip(all_axes, panels.items(), strict=True):
+        rates = np.array([row["images_per_second"] for row in panel])
+        medians = np.median(rates, 1)
+        colors = [BLUE if row["contender"] == "project" else GREY for row in panel]
+        whiskers = np.stack([medians - rates.min(1), rates.max(1) - medians])
+        names = [NAMES[row["contender"]] for row in panel]
+        axes.barh(names, medians, color=colors, xerr=whiskers, error_kw={"ecolor": "black", "capsize": 3})
+        for i, (median, highest) in enumerate(zip(medians, rates.max(1), strict=True)):
+            axes.annotate(f"{median:,.0f}", (highest, i), (6, 0), textcoords="offset points", va="center")
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.set_title(f"{dtype}, batch {batch_size:,}")
+        axes.grid(axis="x")
+    all_axes[-1].set_xlabel(f"images a second in training, {title}")
+    return figure
+
+
+def _examples() -> tuple[data.Split, str]:
+    """Training examples and what they are: MNIST's if they are prepared, random ones of the same shape otherwise."""
+    if prepare.is_prepared("mnist"):
+        split = data.load(default_config()).train
+        return split, f"{len(split.labels):,} training images of MNIST"
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (_EXAMPLES, 28, 28), np.uint8)
+    labels = generator.integers(0, 10, _EXAMPLES).astype(np.int32)
+    return data.Split(images, labels), f"{_EXAMPLES:,} random images (MNIST is not prepared)"
+
+
+def check(peers: Sequence[str], dtypes: Sequence[str], batches: Sequence[str], examples: int) -> None:
+    for name in peers:
+        if name not in PACKAGES:
+            raise cli.UserError(f"--peers={name} is unknown: choose from {', '.join(PACKAGES)}")
+        missing = [package for package in PACKAGES[name] if importlib.util.find_spec(package) is None]
+        if missing:
+            raise cli.UserError(
+                f"--peers={name} needs {' and '.join(missing)}: run pip install '.[peers]', or name other --peers"
+            )
+    for dtype in dtypes:
+        if dtype not in ("bfloat16", "float32"):
+            raise cli.UserError(f"--dtype={dtype} is unknown: choose from bfloat16, float32")
+    for batch in batches:
+        if not batch.isdecimal() or not 1 <= int(batch) <= examples:
+            raise cli.UserError(f"--batch={batch} must be a whole number from 1 to {examples:,}, or several: 128,1024")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise cli.UserError(f"{argv[1]!r} is no flag: see --help")
+    split, kind = _examples()
+    check(_PEERS.value, _DTYPE.value, _BATCH.value, len(split.labels))
+    out = Path(_OUT.value or run.new_directory("benchmark"))
+    out.mkdir(parents=True, exist_ok=True)
+    print(out, flush=True)
+    rows: list[dict] = []
+    with tempfile.TemporaryDirectory() as directory:
+        examples = Path(directory) / "examples.npz"
+        np.savez(examples, images=split.images, labels=split.labels)
+        for batch in _BATCH.value:
+            rows += compare(["project", *_PEERS.value], _DTYPE.value, int(batch), examples)
+            print_table(rows[-len(_DTYPE.value) * (1 + len(_PEERS.value)) :], kind)
+    for name, description in {row["contender"]: row["description"] for row in rows}.items():
+        progress.console.print(f"{NAMES[name]}: {description}")
+    for dtype in _DTYPE.value:
+        peak = max(row["peak_flops"] for row in rows if row["dtype"] == dtype)
+        progress.console.print(f"peak of {dtype} products: {peak / 1e12:.3g} TFLOP/s")
+    idle = max(row["idle_cpu_share"] for row in rows)
+    progress.console.print(f"a waiting contender kept at most {idle:.2%} of a core busy")
+    run.write_json(out / "benchmark.json", {"examples": kind, "seconds": _SECONDS.value, "rows": rows})
+    figure_speeds(rows, kind).savefig(out / "benchmark.png")
+
+
+if __name__ == "__main__":
+    cli.run(main)
