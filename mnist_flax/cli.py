@@ -2,6 +2,7 @@
 
 import errno
 import logging as std_logging
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,25 @@ class UserError(ValueError):
 
 class RunError(RuntimeError):
     """A run that cannot go on through no mistake in the command: one line that says why, and what to do."""
+
+
+class Stop:
+    """Whether SIGTERM or SIGINT came. The first asks training to stop after the step; a second ends the process."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.can_wait = False  # until training runs there is nothing to save
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        self.requested = True
+        if not self.can_wait:
+            raise KeyboardInterrupt
+
+    def __call__(self) -> bool:
+        return self.requested
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

@@ -1,7 +1,6 @@
 """Trains a model as a config says: `python -m mnist_flax.main --config=configs/default.py [--workdir=DIR]`."""
 
 import shlex
-import signal
 import sys
 from pathlib import Path
 
@@ -12,25 +11,6 @@ from mnist_flax import config as config_lib
 
 _CONFIG, _ARGUMENTS = config_lib.define_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory; a new one under runs/ if not given.")
-
-
-class _Stop:
-    """Whether SIGTERM or SIGINT came. The first asks training to stop after the step; a second ends the process."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.can_wait = False  # until training runs there is nothing to save
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        self.requested = True
-        if not self.can_wait:
-            raise KeyboardInterrupt
-
-    def __call__(self) -> bool:
-        return self.requested
 
 
 def main(argv: list[str]) -> int:
@@ -49,7 +29,7 @@ def main(argv: list[str]) -> int:
     if not _WORKDIR.value:
         again += f" --workdir={shlex.quote(str(directory))}"
 
-    stop = _Stop()
+    stop = cli.Stop()
     try:
         from mnist_flax import conclude, data, devices, loop
 

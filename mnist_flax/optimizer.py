@@ -19,7 +19,7 @@ _ONE_CYCLE_START = 1 / 25  # first learning rate over the peak, as in Smith and 
 
 
 def make_schedule(
-    name: str, hyper: Hyperparameters, steps_per_epoch: int, num_epochs: int
+    name: str, hyper: Hyperparameters, steps_per_epoch: int | Int[Array, ""], num_epochs: Scalar
 ) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
     """Learning rate as a function of the number of updates done.
 

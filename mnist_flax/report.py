@@ -122,11 +122,7 @@ def page(
         for row in scores["per_class"]
     ]
     settings = [(key.removeprefix("config."), plain(value)) for key, value in config_lib.flatten(recorded).items()]
-    figure_blocks = (
-        f'<figure id="{name}"><img src="data:image/png;base64,{base64.b64encode(picture).decode()}" '
-        f'alt="{escape(CAPTIONS[name])}"><figcaption>{escape(CAPTIONS[name])}</figcaption></figure>'
-        for name, picture in pictures.items()
-    )
+    figure_blocks = (figure_block(name, picture, CAPTIONS[name]) for name, picture in pictures.items())
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -150,6 +146,13 @@ def page(
 </body>
 </html>
 """
+
+
+def figure_block(name: str, picture: bytes, caption: str) -> str:
+    """A PNG file inside the page, with its caption."""
+    source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    caption = escape(caption)
+    return f'<figure id="{name}"><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
 
 
 def tile(parts: tuple[str, str, str]) -> str:

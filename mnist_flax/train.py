@@ -51,9 +51,13 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def hyperparameters(config: ConfigDict) -> dict[str, float]:
-    """The continuous fields, which the compiled step takes as arguments: {"optimizer.learning_rate": 0.001, ...}."""
+    """The continuous fields, which the compiled step takes as arguments: {"optimizer.learning_rate": 0.001, ...}.
+
+    `num_epochs` is among them, since it only stretches the schedule.
+    """
     groups = {group: config[group] for group in ("model", "optimizer", "augment")}
-    return {key: value for key, value in flatten(groups).items() if isinstance(value, float)}
+    continuous = {key: value for key, value in flatten(groups).items() if isinstance(value, float)}
+    return continuous | {"num_epochs": float(config.num_epochs)}
 
 
 def init_state(config: ConfigDict, num_classes: int, seed: Int[Array, ""] | int) -> TrainState:
@@ -95,8 +99,10 @@ def example_keys(
     return jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
 
 
-def make_train_step(config: ConfigDict, num_classes: int, steps_per_epoch: int) -> Callable:
+def make_train_step(config: ConfigDict, num_classes: int, steps_per_epoch: int | Int[Array, ""]) -> Callable:
     """One update of a device's share of a batch: `step(state, hyper, seed, images, labels, positions) -> state`.
+
+    `config` decides what is compiled: which links there are, shapes and names. `steps_per_epoch` may be traced.
 
     `images` are uint8 [share, 28, 28], `labels` int32 [share], `positions` the share's places in the whole batch.
     Gradients and metrics are those of the whole batch: means and sums over the devices of `BATCH_AXIS`.
@@ -105,7 +111,7 @@ def make_train_step(config: ConfigDict, num_classes: int, steps_per_epoch: int) 
 
     def step(state: TrainState, hyper: Hyperparameters, seed, images, labels, positions) -> TrainState:
         model = make_model(config.model, hyper, num_classes, BATCH_AXIS)
-        schedule = make_schedule(config.optimizer.schedule, hyper, steps_per_epoch, config.num_epochs)
+        schedule = make_schedule(config.optimizer.schedule, hyper, steps_per_epoch, hyper["num_epochs"])
         optimizer = make_optimizer(config, hyper, schedule)
 
         images = normalize(images)
@@ -167,6 +173,28 @@ def cross_entropy(
     return optax.softmax_cross_entropy(logits, targets)
 
 
+def run_steps(
+    train_step: Callable, state: TrainState, hyper: Hyperparameters, seed, images, labels, order, start, stop
+) -> TrainState:
+    """Runs `train_step` on the batches `order[start:stop]` ([steps, share] rows of `images`), within `BATCH_AXIS`.
+
+    Stops after a step whose loss is not finite. `start` and `stop` may be traced.
+    """
+    share = order.shape[1]
+    positions = lax.axis_index(BATCH_AXIS) * share + jnp.arange(share)
+
+    def unfinished(carry):
+        i, state = carry
+        return (i < stop) & jnp.isfinite(state.sums.loss)
+
+    def body(carry):
+        i, state = carry
+        rows = lax.dynamic_index_in_dim(order, i, keepdims=False)
+        return i + 1, train_step(state, hyper, seed, images[rows], labels[rows], positions)
+
+    return lax.while_loop(unfinished, body, (start, state))[1]
+
+
 def make_train_steps(config: ConfigDict, num_classes: int, steps_per_epoch: int, mesh: Mesh) -> Callable:
     """Many steps as one program: `(state, hyper, seed, images, labels, order, start, stop) -> (state, last)`.
 
@@ -179,19 +207,7 @@ def make_train_steps(config: ConfigDict, num_classes: int, steps_per_epoch: int,
 
     def steps(state, hyper, seed, images, labels, order, start, stop):
         images, labels = images.reshape(-1, 28, 28), labels.reshape(-1)
-        share = order.shape[1]
-        positions = lax.axis_index(BATCH_AXIS) * share + jnp.arange(share)
-
-        def unfinished(carry):
-            i, state = carry
-            return (i < stop) & jnp.isfinite(state.sums.loss)
-
-        def body(carry):
-            i, state = carry
-            rows = lax.dynamic_index_in_dim(order, i, keepdims=False)
-            return i + 1, train_step(state, hyper, seed, images[rows], labels[rows], positions)
-
-        _, state = lax.while_loop(unfinished, body, (start, state))
+        state = run_steps(train_step, state, hyper, seed, images, labels, order, start, stop)
         return state, {"step": state.step, "sums": state.sums}
 
     def sharded(state, hyper, seed, images, labels, order, start, stop):
@@ -218,27 +234,28 @@ def split_batches(mesh: Mesh, images, labels, batch_size: int) -> tuple[Array, A
     return jax.device_put((images, labels), NamedSharding(mesh, P(None, BATCH_AXIS)))
 
 
+def evaluate_batches(model: CNN, variables: dict, images, labels) -> tuple[dict, Float[Array, "batches share classes"]]:
+    """Mean loss and accuracy over a whole split, and this device's logits: see `make_evaluate`; within `BATCH_AXIS`."""
+    logits = lax.map(lambda batch: model.apply(variables, normalize(batch)), images)
+    real = labels >= 0
+    loss = jnp.where(real, cross_entropy(logits, jnp.maximum(labels, 0)), 0).sum()
+    correct = (real & (logits.argmax(-1) == labels)).sum()
+    loss, correct, count = lax.psum((loss, correct, real.sum()), BATCH_AXIS)
+    return {"loss": loss / count, "accuracy": correct / count}, logits
+
+
 def make_evaluate(model: CNN, mesh: Mesh) -> Callable:
     """Whole-split evaluation: `(variables, images, labels) -> ({"loss", "accuracy"}, logits)` of `split_batches`.
 
     Loss is the mean cross-entropy and accuracy the fraction correct over exactly the examples that are not padding.
     Logits are float32 [batches, batch, classes], padding included.
     """
-
-    @jax.jit
-    @partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(P(), P(None, BATCH_AXIS), P(None, BATCH_AXIS)),
-        out_specs=(P(), P(None, BATCH_AXIS)),
-        check_vma=False,
+    return jax.jit(
+        jax.shard_map(
+            partial(evaluate_batches, model),
+            mesh=mesh,
+            in_specs=(P(), P(None, BATCH_AXIS), P(None, BATCH_AXIS)),
+            out_specs=(P(), P(None, BATCH_AXIS)),
+            check_vma=False,
+        )
     )
-    def evaluate(variables, images, labels):
-        logits = lax.map(lambda batch: model.apply(variables, normalize(batch)), images)
-        real = labels >= 0
-        loss = jnp.where(real, cross_entropy(logits, jnp.maximum(labels, 0)), 0).sum()
-        correct = (real & (logits.argmax(-1) == labels)).sum()
-        loss, correct, count = lax.psum((loss, correct, real.sum()), BATCH_AXIS)
-        return {"loss": loss / count, "accuracy": correct / count}, logits
-
-    return evaluate

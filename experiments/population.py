@@ -1,0 +1,86 @@
+"""One config under many seeds at once: mean, standard deviation and interval.
+
+python -m experiments.population --config=configs/default.py --seeds=16 --config.num_epochs=3
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from rich.table import Table
+
+from experiments import members
+from experiments.summarize import mean_interval
+from mnist_flax import cli, progress, run
+from mnist_flax import config as config_lib
+
+_CONFIG, _ARGUMENTS = config_lib.define_flag()
+_SEEDS = flags.DEFINE_integer("seeds", 8, "number of members, with seeds from config.seed on.", lower_bound=1)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the results of all members to.")
+
+SCORES = ("train_loss", "validation_accuracy", "test_accuracy")
+
+
+def train(population: members.Population, num_epochs: int) -> list[dict]:
+    """Trains all members, a line an epoch, and scores the test split once: seed, step of divergence and SCORES."""
+    everyone = np.ones(len(population.members), bool)
+    for epoch in range(1, num_epochs + 1):
+        population.advance(epoch / num_epochs, everyone)
+        latest = [records[-1] for records in population.records]
+        alive = [record for record, gone in zip(latest, population.diverged, strict=True) if not gone]
+        if not alive:
+            break
+        loss, accuracy = (np.mean([getattr(r, name) for r in alive]) for name in ("train_loss", "accuracy"))
+        line = f"epoch {epoch:3d}/{num_epochs}  {len(alive)} members  mean train loss {loss:.4f}"
+        progress.console.print(line + ("" if np.isnan(accuracy) else f"  validation accuracy {accuracy:.2%}"))
+    results = []
+    for member, records, test in zip(population.members, population.records, population.test(), strict=True):
+        last = records[-1]
+        scores = (last.train_loss, None if np.isnan(last.accuracy) else last.accuracy, test and test["accuracy"])
+        place = {"seed": member.config.seed, "diverged_at_step": None if test else last.step}
+        results.append(place | dict(zip(SCORES, scores if test else (None,) * 3, strict=True)))
+    return results
+
+
+def print_results(results: Sequence[dict], title: str) -> None:
+    """A row a member, then mean, deviation and interval over those that did not diverge."""
+    headings = (name.replace("_accuracy", "").replace("_", " ") for name in SCORES)
+    table = Table("seed", *headings, title=title, title_justify="left")
+    for result in results:
+        step = result["diverged_at_step"]
+        cells = (_shown(name, result[name]) for name in SCORES)
+        table.add_row(str(result["seed"]), *((f"diverged at step {step}", "", "") if step is not None else cells))
+    table.add_section()
+    columns = [[result[name] for result in results if result[name] is not None] for name in SCORES]
+    figures = [mean_interval(column) if column else (None, None, None) for column in columns]
+    for i, row in enumerate(("mean", "deviation", "95 % +-")):
+        table.add_row(row, *(_shown(name, figure[i]) for name, figure in zip(SCORES, figures, strict=True)))
+    progress.console.print(table)
+
+
+def _shown(name: str, value: float | None) -> str:
+    if value is None or np.isnan(value):
+        return "-"
+    return f"{value:.3%}" if name.endswith("accuracy") else f"{value:.4f}"
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise cli.UserError(f"{argv[1]!r} is no flag: override a field with --config.KEY=VALUE")
+    config = _CONFIG.value
+    members.check([config])
+    if _OUTPUT.value and not Path(_OUTPUT.value).resolve().parent.is_dir():
+        raise cli.UserError(f"--output={_OUTPUT.value} cannot be written: its directory does not exist")
+    members.use_all_cores()
+    configs = [members.with_fields(config, {"seed": config.seed + i}) for i in range(_SEEDS.value)]
+    population = members.Population(configs, members.Programs.load(config))
+    results = train(population, config.num_epochs)
+    title = f"{config.dataset}, {Path(config_lib.recipe_path()).stem}, {config.num_epochs} epochs, {len(configs)} seeds"
+    print_results(results, title)
+    if _OUTPUT.value:
+        run.write_json(Path(_OUTPUT.value), {"config": config.to_dict(), "members": results})
+
+
+if __name__ == "__main__":
+    cli.run(main, _ARGUMENTS)

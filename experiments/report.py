@@ -1,0 +1,242 @@
+"""The report of a study: `python -m experiments.report STUDY` writes report.html, one file, and figures/*.png."""
+
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from experiments import confirm, directory, storage, study_figures, worker
+from experiments.study_figures import Axis, Trial
+from mnist_flax import cli, report, run
+
+EDGE = 0.05  # of a range, at either end: a best trial there says that the range is too narrow
+IMPORTANCE_TRIALS = 8  # complete trials, at least, for a forest to mean anything
+CAPTIONS = {
+    "scientific": "What the study asks about. Left, all trials by the scientific hyperparameter, a bar at the best; "
+    "then against every other range. Where a range has few values, means over trials that differ in nothing but seed.",
+    "isolation": "Isolation plots: every trial against one hyperparameter at a time. Infeasible trials lie along the "
+    "top; dotted lines are the ends of a range; the best trial is ringed.",
+    "importance": "How much of the variance of the objective each hyperparameter explains by itself (fANOVA, Hutter et "
+    "al. 2014; mean and deviation over ten forests), over complete trials and hyperparameters that all of them have.",
+    "parallel": "Every complete trial as one line; the five best in colour. A broken line leaves out a range that does "
+    "not apply.",
+    "curves": "Validation error of the best trials while they trained; all others in grey.",
+    "budget": "What more trials bought. The band is study variance: the best of as many trials, drawn from these with "
+    "replacement, 2,000 times.",
+    "seeds": "Seed variance, apart from the search: the same two configs under fresh seeds, joined by seed, scored "
+    "once each on the test split; right, the paired difference with its 95 % interval.",
+}
+
+
+def read_trials(study: optuna.Study) -> list[Trial]:
+    """The trials of a study that ran, to their end or not."""
+    trials: list[Trial] = []
+    for trial in worker.live(study.get_trials(deepcopy=False)):
+        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+            last = next(reversed(trial.intermediate_values.values()), math.inf)
+            value = last if trial.value is None else trial.value
+            made = partial(Trial, trial.number, trial.params, curve=trial.user_attrs.get("curve", []))
+            if trial.state == TrialState.COMPLETE:
+                trials.append(made(outcome="complete", value=value))
+            elif "diverged_at_step" in trial.user_attrs:
+                trials.append(made(outcome="diverged", value=math.inf))
+            else:
+                trials.append(made(outcome="stopped", value=value))
+    return trials
+
+
+def edge_warnings(best: Trial, axes_of: Sequence[Axis]) -> list[str]:
+    """A sentence for each range at whose end the best trial lies."""
+    found = []
+    for axis in axes_of:
+        names = any(isinstance(tick, bool | str) for tick in axis.ticks)
+        if axis.key not in best.params or names or len(axis.ticks) in (1, 2):
+            continue
+        if best.params[axis.key] == 0:
+            continue  # off: nothing lies beyond
+        share = axis.share(best.params[axis.key])
+        if share <= EDGE or share >= 1 - EDGE:
+            end = "lower" if share <= EDGE else "upper"
+            value = study_figures._number(best.params[axis.key])
+            found.append(f"The best trial lies at the {end} end of the range of {axis.key} ({value}): widen it there.")
+    return found
+
+
+def importances(study: optuna.Study, forests: int = 10) -> dict[str, tuple[float, float]]:
+    """Mean and deviation of fANOVA's main effects over several forests; empty where there is too little to go by."""
+    import numpy as np
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    values = [trial.value or 0.0 for trial in complete]
+    if len(complete) < IMPORTANCE_TRIALS or max(values) == min(values):
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        drawn = [get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=i)) for i in range(forests)]
+    keys = sorted(drawn[0], key=lambda key: -np.mean([d[key] for d in drawn]))
+    return {key: (float(np.mean([d[key] for d in drawn])), float(np.std([d[key] for d in drawn]))) for key in keys}
+
+
+def write(place: Path) -> Path:
+    """Writes the report into a study directory.
+
+    Raises:
+      UserError: it is no study, or no trial of it is complete.
+    """
+    record = directory.read(place)
+    study = directory.open_study(record, storage.connect(record.storage, heartbeat=60))
+    best = confirm.best_trial(study)
+    trials = read_trials(study)
+    objective = record.plan.objective
+    axes_of = [study_figures.make_axis(key, scale) for key, scale in record.scales.items()]
+    shown = [axis for axis in axes_of if axis.key != "seed"]
+    confirmation = None
+    if (place / "confirmation.json").exists():
+        confirmation = run.read_json(place / "confirmation.json")
+    drawn = {}
+    by_key = {axis.key: axis for axis in shown}
+    asked = [by_key[key] for key in record.plan.scientific if key in by_key and len(by_key[key].ticks) >= 2]
+    if asked:
+        rest = [axis for axis in shown if axis is not asked[0]]
+        drawn["scientific"] = study_figures.figure_scientific(trials, asked[0], rest, objective)
+    drawn["isolation"] = study_figures.figure_isolation(trials, shown, objective)
+    drawn["parallel"] = study_figures.figure_parallel(trials, shown, objective)
+    importance = importances(study)
+    if importance:
+        drawn["importance"] = study_figures.figure_importance(importance)
+    drawn["curves"] = study_figures.figure_curves(trials)
+    drawn["budget"] = study_figures.figure_budget(trials, objective)
+    if confirmation:
+        drawn["seeds"] = study_figures.figure_seeds(confirmation, objective)
+    (place / "figures").mkdir(exist_ok=True)
+    pictures = {}
+    for name, figure in drawn.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        pictures[name] = buffer.getvalue()
+        (place / "figures" / f"{name}.png").write_bytes(pictures[name])
+    failed = [trial for trial in study.get_trials(deepcopy=False) if "error" in trial.user_attrs]
+    edges = edge_warnings(next(t for t in trials if t.number == best.number), shown)
+    path = place / "report.html"
+    path.write_text(page(record, trials, failed, edges, confirmation, pictures), encoding="utf-8")
+    return path
+
+
+def page(
+    record: directory.Record,
+    trials: Sequence[Trial],
+    failed: Sequence[optuna.trial.FrozenTrial],
+    edges: Sequence[str],
+    confirmation: Mapping[str, Any] | None,
+    pictures: Mapping[str, bytes],
+) -> str:
+    """The report as HTML; `pictures` are PNG files by the names in `CAPTIONS`."""
+    plan = record.plan
+    complete = study_figures.ranked(trials)
+    diverged, early = (sum(t.outcome == outcome for t in trials) for outcome in ("diverged", "stopped"))
+    best = complete[0]
+    objective = plan.objective.replace("_", " ")
+    tiles = [
+        (f"best {objective}", shown_value(plan.objective, best.value), f"trial {best.number}"),
+        ("trials", f"{len(trials) + len(failed)}", f"{len(complete)} complete, {early} stopped early"),
+        ("infeasible", f"{diverged}", f"diverged; {len(failed)} failed"),
+        ("ranges", f"{len(record.scales)}", f"{len(plan.scientific)} scientific"),
+    ]
+    if confirmation:
+        scores = confirmation["test_accuracy"]
+        gap = scores["difference"]
+        note = f"winner over baseline, {len(confirmation['seeds'])} seeds"
+        tiles.append(("test accuracy", report.percent(scores["winner"]["mean"]), "winner, mean over fresh seeds"))
+        tiles.append(("difference", f"{100 * gap['mean']:+.2f} +- {100 * gap['half_interval']:.2f}", f"points, {note}"))
+    notes = [*edges]
+    if not confirmation:
+        notes.append(
+            "Nothing is confirmed yet: the best of many trials looks better than it is. "
+            "Run: python -m experiments.study confirm STUDY --seeds=10"
+        )
+    notes += [f"Trial {trial.number} failed: {trial.user_attrs['error']}" for trial in failed[:5]]
+    keys = list(record.scales)
+    rows = [
+        (
+            str(trial.number),
+            shown_value(plan.objective, trial.value),
+            *(study_figures._number(trial.params[key]) if key in trial.params else "" for key in keys),
+        )
+        for trial in complete[:10]
+    ]
+    ranges = [
+        (key, scale["kind"].replace("_", "-"), _span(scale), "scientific" if key in plan.scientific else "nuisance")
+        for key, scale in record.scales.items()
+    ]
+    warnings_list = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    blocks = "".join(report.figure_block(name, picture, CAPTIONS[name]) for name, picture in pictures.items())
+    heading = plan.question or f"Study {record.name}"
+    mind = f"<section class='notes'><h2>Mind</h2><ul>{warnings_list}</ul></section>" if notes else ""
+    head = ("trial", objective, *map(study_figures.short, keys))
+    space_table = report.table(ranges, ("hyperparameter", "range", "values", "role"))
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(f"{record.name}: {heading}")}</title>
+<style>{report.CSS}{CSS}</style>
+</head>
+<body>
+<header><h1>{escape(heading)}</h1><p>Study <code>{escape(record.name)}</code>, dataset
+{escape(record.config.dataset)}; trials compared by {escape(objective)} on validation data</p></header>
+<main>
+<dl class="tiles">{"".join(map(report.tile, tiles))}</dl>
+{mind}
+<div class="figures">{blocks}</div>
+<section class="scroll"><h2>Best trials</h2>{report.table(rows, head)}</section>
+<section class="scroll"><h2>Search space</h2>{space_table}</section>
+</main>
+</body>
+</html>
+"""
+
+
+def shown_value(objective: str, value: float) -> str:
+    return report.percent(value) if objective == "validation_error" else f"{value:.4g}"
+
+
+def _span(scale: Mapping[str, Any]) -> str:
+    if scale["kind"] != "choice":
+        span = f"{scale['low']:g} to {scale['high']:g}"
+    else:
+        values = scale["values"]
+        listed = ", ".join(study_figures._number(value) for value in values)
+        numbers = all(isinstance(value, int | float) for value in values)
+        many = numbers and len(values) > 2 * study_figures.FEW
+        span = f"{len(values)} values from {min(values):.3g} to {max(values):.3g}" if many else listed
+    condition = scale["condition"]
+    return span + (f", where {condition[0]} is {' or '.join(map(str, condition[1]))}" if condition else "")
+
+
+CSS = """
+#scientific, #isolation, #parallel { column-span: all; }
+.notes { margin-top: .8rem; border-left: .35rem solid #D55E00; }
+.notes ul { margin: 0; padding-left: 1.2rem; }
+.scroll { margin-top: .8rem; overflow-x: auto; }
+.scroll td { white-space: nowrap; }
+"""
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) != 2:
+        raise cli.UserError("name one study directory: python -m experiments.report STUDY")
+    print(f"written: {write(Path(argv[1]))}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

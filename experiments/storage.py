@@ -1,0 +1,130 @@
+"""Where a study is kept: an Optuna database that any number of workers share, and what makes sharing safe.
+
+A worker takes trials under a lock, so a study never has more of them than were asked for. While it trains it records
+a heartbeat for each; where one stops, the trial is taken for abandoned and queued again with the same parameters.
+"""
+
+import contextlib
+import fcntl
+import threading
+import warnings
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import optuna
+import sqlalchemy
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.trial import TrialState
+
+from mnist_flax.cli import UserError
+
+GRACE = 6  # heartbeats that may be missed: a worker may be busy compiling
+_LOCK_KEY = 0x6D6E697374  # of PostgreSQL's advisory lock
+
+
+def default_url(directory: Path) -> str:
+    return f"sqlite:///{directory.resolve() / 'study.db'}"
+
+
+def connect(url: str, heartbeat: int) -> RDBStorage:
+    """Opens the database, and makes its tables where there are none.
+
+    Args:
+      url: `sqlite:///PATH` or `postgresql://USER@HOST/DATABASE` (the password best in PGPASSWORD or ~/.pgpass).
+      heartbeat: seconds between the signs of life of a running trial.
+
+    Raises:
+      UserError: it cannot be reached or used.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if not url.startswith(("sqlite:///", "postgresql://")):
+        raise UserError(f"--storage={public(url)} is neither sqlite:///PATH nor postgresql://USER@HOST/DATABASE")
+    options = {"timeout": 60} if url.startswith("sqlite") else {"connect_timeout": 10}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        try:
+            return RDBStorage(
+                url.replace("postgresql://", "postgresql+psycopg://"),
+                engine_kwargs={"connect_args": options, "pool_pre_ping": True},
+                heartbeat_interval=heartbeat,
+                grace_period=GRACE * heartbeat,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+            )
+        except ImportError as error:
+            raise UserError("PostgreSQL needs psycopg: pip install 'mnist_flax[research]'") from error
+        except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(getattr(error, "orig", None) or error).split())
+            raise UserError(f"--storage={public(url)} cannot be used: {reason[:200]}") from error
+
+
+def public(url: str) -> str:
+    """The address without its password."""
+    try:
+        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    except sqlalchemy.exc.ArgumentError:
+        return url
+
+
+@contextlib.contextmanager
+def exclusive(storage: RDBStorage) -> Iterator[None]:
+    """Keeps every other worker out of this block; let go of when the process ends, however it does."""
+    if storage.engine.dialect.name == "sqlite":
+        with open(f"{storage.engine.url.database}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    else:
+        with storage.engine.connect() as connection:
+            connection.execute(sqlalchemy.text(f"select pg_advisory_lock({_LOCK_KEY})"))
+            try:
+                yield
+            finally:
+                connection.execute(sqlalchemy.text(f"select pg_advisory_unlock({_LOCK_KEY})"))
+
+
+def retry_abandoned(study: optuna.Study, storage: RDBStorage) -> int:
+    """Queues the trials of workers that are gone again; gives their number. Within `exclusive`."""
+    before = len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.fail_stale_trials(study)
+        # A worker that was killed between taking a trial and its first heartbeat.
+        oldest = datetime.now() - timedelta(seconds=GRACE * (storage.heartbeat_interval or 0))
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if "worker" not in trial.user_attrs and (trial.datetime_start or oldest) < oldest:
+                requeue(study, trial)
+    return len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,))) - before
+
+
+def requeue(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+    """Gives a running trial up and queues it with the same parameters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        RetryHeartbeatStaleTrialCallback()(study, trial)
+
+
+@contextlib.contextmanager
+def heartbeats(storage: RDBStorage, trial_ids: list[int]) -> Iterator[None]:
+    """Records that these trials are being worked on, at once and until the block ends."""
+    ended = threading.Event()
+    interval = storage.heartbeat_interval
+    assert interval
+
+    def beat() -> None:
+        for trial_id in trial_ids:
+            storage.record_heartbeat(trial_id)
+
+    def keep_beating() -> None:
+        while not ended.wait(interval):
+            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):  # tried again; trials may have gone elsewhere
+                beat()
+
+    beat()
+    thread = threading.Thread(target=keep_beating, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -1,0 +1,108 @@
+"""Searches a space of hyperparameters, on one core or on many machines; stopped and started again at will.
+
+    python -m experiments.study --config=configs/studies/adam.py --trials=64 [--sampler=tpe] [--rounds=3]
+    python -m experiments.study confirm STUDY --seeds=10
+    python -m experiments.report STUDY
+
+The same command goes on with a study, or joins it as one more worker.
+"""
+
+import importlib.util
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from mnist_flax import cli
+from mnist_flax import config as config_lib
+
+_CONFIG, _ARGUMENTS = config_lib.define_flag()
+_WORKDIR = flags.DEFINE_string("workdir", None, "study directory; by default runs/studies/<config name>.")
+_STORAGE = flags.DEFINE_string(
+    "storage", None, "database: sqlite:///PATH, by default in the study directory, or postgresql://USER@HOST/DATABASE."
+)
+_TRIALS = flags.DEFINE_integer("trials", 0, "size that the study grows to; by default a sweep's, else 64.", 0)
+_POPULATION = flags.DEFINE_integer("population", 16, "most trials that a worker trains at once.", 1)
+_SAMPLER = flags.DEFINE_enum("sampler", None, ["quasirandom", "tpe", "cmaes"], "by default the plan's.")
+_ROUNDS = flags.DEFINE_integer("rounds", None, "rounds of successive halving; by default the plan's.", 1, 6)
+_HEARTBEAT = flags.DEFINE_integer("heartbeat", 10, "seconds between a running trial's signs of life.", 1)
+_SEEDS = flags.DEFINE_integer("seeds", 10, "confirm: fresh seeds that winner and baseline are trained with.", 2)
+
+
+def load_module(path: str) -> Any:
+    """The config file as a module."""
+    spec = importlib.util.spec_from_file_location("study_config", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["study_config"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def search(stop: cli.Stop) -> None:
+    """Works on the study of `--config` until it has all its trials."""
+    import optuna
+
+    from experiments import confirm, directory, members, space, storage, worker
+
+    path = config_lib.recipe_path()
+    definition = space.define(load_module(path), _CONFIG.value)
+    place = Path(_WORKDIR.value or Path("runs") / "studies" / Path(path).stem)
+    print(place, flush=True)
+    record = directory.prepare(place, definition, _STORAGE.value)
+    database = storage.connect(record.storage, _HEARTBEAT.value)
+    study = worker.join(record.name, definition, database, place)
+    members.use_all_cores()
+    stop.can_wait = True
+    worker.Worker(
+        study,
+        database,
+        definition,
+        trials=_TRIALS.value or len(definition.sweep) or 64,
+        population=_POPULATION.value,
+        sampler=_SAMPLER.value or definition.plan.sampler,
+        rounds=_ROUNDS.value or definition.plan.rounds,
+        test=False,
+        stop=stop,
+    ).run()
+    if study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
+        confirm.write_winner(place, study, definition.config)
+
+
+def main(argv: list[str]) -> int:
+    if importlib.util.find_spec("optuna") is None:
+        raise cli.UserError("studies need Optuna: pip install 'mnist_flax[research]'")
+    import optuna
+    import sqlalchemy
+
+    from experiments import confirm
+
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", "Heartbeat of storage")  # ours is recorded by `storage.heartbeats`
+    stop = cli.Stop()
+    try:
+        match argv[1:]:
+            case []:
+                search(stop)
+            case ["confirm", place]:
+                confirm.run_confirmation(Path(place), _SEEDS.value, _POPULATION.value, _HEARTBEAT.value, stop)
+            case _:
+                raise cli.UserError(
+                    f"{shlex.join(argv[1:])}: name a --config=FILE, or: python -m experiments.study confirm STUDY"
+                )
+    except KeyboardInterrupt:
+        pass
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
+        raise cli.RunError(f"the study's storage failed ({reason}); this command goes on where it was") from error
+    if stop():
+        again = shlex.join(["python", "-m", "experiments.study", *sys.argv[1:]])
+        print(f"stopped; this command goes on from here:\n{again}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, _ARGUMENTS)

@@ -1,0 +1,136 @@
+from types import SimpleNamespace
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from experiments import samplers, space
+from mnist_flax.cli import UserError
+from mnist_flax.config import default_config
+
+RATE = "optimizer.learning_rate"
+SPACE = {
+    "optimizer.name": space.choice("adam", "sgd"),
+    RATE: space.log_uniform(1e-4, 1e-1),
+    "optimizer.momentum": space.uniform(0.5, 0.99).when("optimizer.name", "sgd"),
+    "num_epochs": space.integer(1, 4),
+    "model.channels": space.choice((8, 16, 32), (4, 4, 4)),
+}
+
+
+def define(**functions):
+    return space.define(SimpleNamespace(**functions), default_config())
+
+
+def ask(count, sampler_name="quasirandom", objective=None, ranges=SPACE):
+    """Trials of a study in memory, told as they are asked."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study, found = optuna.create_study(), []
+    for number in range(count):
+        study.sampler = samplers.make_sampler(sampler_name, ranges, 0, number, number)
+        trial = study.ask()
+        found.append(samplers.suggest(trial, ranges))
+        study.tell(trial, objective(found[-1]) if objective else 0.0)
+    return found
+
+
+def test_trials_lie_in_the_space_and_make_configs():
+    definition = define(search_space=lambda: SPACE)
+    trials = ask(64)
+    for trial in trials:
+        config = definition.trial_config(trial)
+        assert config.optimizer.learning_rate == trial[RATE] and config.model.channels == trial["model.channels"]
+        assert ("optimizer.momentum" in trial) == (trial["optimizer.name"] == "sgd")
+    # Quasi-random: every 16th of the range has its share, of logarithms.
+    shares = np.log10([trial[RATE] for trial in trials]) / 3 + 4 / 3
+    assert set(np.histogram(shares, 16, (0, 1))[0]) == {4}
+    for key, values in (("optimizer.name", 2), ("num_epochs", 4), ("model.channels", 2)):
+        assert {sum(t[key] == v for t in trials) for v in {t[key] for t in trials}} == {64 // values}
+
+
+def test_a_trial_is_placed_by_its_number_whoever_asks():
+    alone = ask(6)
+    study = optuna.create_study()
+    trials = [study.ask() for _ in range(6)]
+    study.sampler = samplers.QuasiRandom(list(SPACE), 0)
+    assert [samplers.suggest(trial, SPACE) for trial in reversed(trials)] == list(reversed(alone))
+
+
+@given(
+    share=st.floats(0, 1, exclude_max=True),
+    low=st.floats(1e-6, 1e3),
+    factor=st.floats(1.001, 1e4),
+    log=st.booleans(),
+    ends=st.tuples(st.integers(1, 1000), st.integers(1, 1000)),
+)
+def test_places_are_within_their_range(share, low, factor, log, ends):
+    high = low * factor
+    assert low <= samplers.place(share, FloatDistribution(low, high, log=log)) <= high
+    first, last = sorted(ends)
+    assert first <= samplers.place(share, IntDistribution(first, last, log=log)) <= last
+    assert samplers.place(share, CategoricalDistribution(["a", "b", "c"])) == "abc"[int(3 * share)]
+
+
+@pytest.mark.parametrize("name", ["tpe", "cmaes"])
+def test_adaptive_samplers_close_in_on_the_optimum(name):
+    ranges = {RATE: space.log_uniform(1e-6, 1.0), "optimizer.b1": space.uniform(0.1, 0.9)}
+
+    def objective(trial):
+        return (np.log10(trial[RATE]) + 3) ** 2 + 25 * (trial["optimizer.b1"] - 0.3) ** 2
+
+    values = [objective(trial) for trial in ask(60, name, objective, ranges)]
+    assert np.median(values[-20:]) < np.median(values[:10]) / 4
+
+
+def test_retried_trials_and_sweeps_keep_their_values():
+    entries = [{RATE: 0.1, "model.channels": (4, 8, 8)}, {"batch_size": 32}]
+    definition = define(sweep=lambda: iter(entries))
+    study = optuna.create_study(sampler=samplers.QuasiRandom(list(definition.space), 0))
+    for entry in entries:
+        fixed = samplers.fixed_params(entry)
+        study.enqueue_trial(fixed)
+        assert samplers.suggest(study.ask(), definition.space, fixed) == entry
+
+
+def test_points_give_each_space_its_budget():
+    points = samplers.points({RATE: space.log_uniform(1e-3, 1e-1), "seed": space.choice(1, 2)}, 8, seed=0)
+    assert len(points) == 8 and all(1e-3 <= p[RATE] <= 1e-1 and p["seed"] in (1, 2) for p in points)
+    assert len(list(space.product({"seed": [0, 1], "batch_size": [8, 16, 32]}))) == 6
+
+
+def test_identity_tells_spaces_and_configs_apart():
+    base = define(search_space=lambda: SPACE).identity()
+    for change in ({RATE: space.log_uniform(1e-4, 1.0)}, {"num_epochs": space.integer(1, 5)}):
+        assert define(search_space=lambda c=change: SPACE | c).identity() != base
+    assert define(search_space=lambda: SPACE, plan=lambda: space.Plan(objective="validation_loss")).identity() != base
+
+
+@pytest.mark.parametrize(
+    ("functions", "hint"),
+    [
+        ({}, "either search_space"),
+        ({"search_space": {}, "sweep": []}, "either search_space"),
+        ({"sweep": []}, "yield overrides"),
+        ({"search_space": {"optimizer.learning_rat": space.uniform(0, 1)}}, "did you mean optimizer.learning_rate"),
+        ({"search_space": {RATE: space.log_uniform(0.1, 0.1)}}, "is empty"),
+        ({"search_space": {RATE: space.log_uniform(0.0, 0.1)}}, "begin above 0"),
+        ({"search_space": {RATE: space.choice()}}, "empty choice"),
+        ({"search_space": {RATE: 0.1}}, "must be log_uniform"),
+        ({"search_space": {"model.dropout_rate": space.uniform(0.0, 1.5)}}, "out of range"),
+        ({"search_space": {"num_epochs": space.uniform(1.0, 4.0)}}, "num_epochs"),
+        ({"search_space": {"num_epochs": space.integer(1.5, 4)}}, "whole ends"),
+        ({"search_space": {"optimizer.name": space.choice("adam", "adamm")}}, "adamm"),
+        ({"search_space": {"seed": space.integer(0, 3).when("batch_size", 8)}}, "named before"),
+        ({"search_space": {"dataset": space.choice("mnist", "kmnist")}}, "the same for all members"),
+        ({"search_space": {"patience": space.integer(0, 2)}}, "to its end"),
+        ({"sweep": [{"optimizer.learning_rate": -1.0}]}, "out of range"),
+        ({"sweep": [{"optimiser.name": "adam"}]}, "optimiser"),
+    ],
+)
+def test_a_space_that_cannot_be_is_refused_in_one_line(functions, hint):
+    with pytest.raises(UserError, match=hint) as caught:
+        define(**{name: lambda value=value: value for name, value in functions.items()})
+    assert "\n" not in str(caught.value)
