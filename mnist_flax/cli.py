@@ -70,14 +70,15 @@ def _exit_on_user_error(function: Callable[[list[str]], int | None], argv: list[
         logging.flush()
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130  # as shells report a command that Ctrl-C ended
 
 
 def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> None:
     """Runs `main(argv)` as a command and ends the process.
 
-    Exit status: what `main` returns (None is 0), 2 with one line on standard error after a `UserError`,
-    1 with one line after a `RunError` and with
-    a traceback after anything else.
+    Exit status: what `main` returns (None is 0), 2 with one line on standard error after a `UserError`, 1 with one line
+    after a `RunError` and with a traceback after anything else, 130 after Ctrl-C where `main` does not handle it.
     """
 
     logging.set_verbosity(logging.INFO)
