@@ -35,7 +35,7 @@ CAPTIONS = {
 }
 
 
-def read_trials(study: optuna.Study) -> list[Trial]:
+def read_trials(study: optuna.Study, objective: str) -> list[Trial]:
     """The trials of a study that ran, to their end or not."""
     trials: list[Trial] = []
     for trial in worker.live(study.get_trials(deepcopy=False)):
@@ -48,7 +48,8 @@ def read_trials(study: optuna.Study) -> list[Trial]:
             elif "diverged_at_step" in trial.user_attrs:
                 trials.append(made(outcome="diverged", value=math.inf))
             else:
-                trials.append(made(outcome="stopped", value=value))
+                # Epochs to a target are not known before the end; a stopped trial was compared by its error.
+                trials.append(made(outcome="stopped", value=math.inf if objective == "epochs_to_target" else value))
     return trials
 
 
@@ -94,8 +95,8 @@ def write(place: Path) -> Path:
     record = directory.read(place)
     study = directory.open_study(record, storage.connect(record.storage, heartbeat=60))
     best = confirm.best_trial(study)
-    trials = read_trials(study)
     objective = record.plan.objective
+    trials = read_trials(study, objective)
     axes_of = [study_figures.make_axis(key, scale) for key, scale in record.scales.items()]
     shown = [axis for axis in axes_of if axis.key != "seed"]
     confirmation = None
