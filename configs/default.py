@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     config.optimizer.name = "adam"  # adam, adamw, sgd, lion or muon
     config.optimizer.learning_rate = 2e-3  # peak of the schedule
     config.optimizer.schedule = "cosine"  # constant, exponential, cosine or one_cycle
-    config.optimizer.warmup_epochs = 1.0  # linear warm-up of cosine; rising part of one_cycle
+    config.optimizer.warmup_epochs = 1.0  # linear warm-up of any schedule; rising part of one_cycle
     config.optimizer.decay_rate = 0.95  # factor an epoch, of exponential
     config.optimizer.final_scale = 0.01  # last learning rate over the peak, of cosine and one_cycle
     config.optimizer.b1 = 0.9  # adam, adamw, lion, and biases of muon

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -53,6 +54,23 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None
     while not condition() and process.poll() is None:
         assert time.monotonic() < deadline, "nothing happened in time"
         time.sleep(0.02)
+
+
+def kill_while(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    """Kills a process while `condition()` holds: it is stopped first, since what holds now may not a moment later."""
+
+    def caught() -> bool:
+        if not condition():
+            return False
+        process.send_signal(signal.SIGSTOP)
+        if condition():
+            return True
+        process.send_signal(signal.SIGCONT)
+        return False
+
+    wait_for(caught, process, seconds)
+    process.kill()
+    finish(process, None)
 
 
 def records(workdir: Path) -> list[dict]:

@@ -12,7 +12,7 @@ import optuna
 import pytest
 
 from experiments import storage
-from tests.commands import command, finish, start, wait_for
+from tests.commands import command, finish, kill_while, start
 from tests.test_study import COMPLETE, FAIL, RUNNING, SEARCH, WAITING, study_file
 
 
@@ -85,13 +85,11 @@ def test_workers_of_several_hosts_share_a_study_and_one_is_killed(server, digits
         except KeyError:
             return []
 
-    wait_for(
+    kill_while(
         lambda: found(COMPLETE) and any(t.user_attrs.get("worker", "").endswith(mine) for t in found(RUNNING)),
         workers[1],
     )
     before = {t.number: t.value for t in found(COMPLETE)}
-    workers[1].kill()
-    finish(workers[1], None)
     finish(workers[0])
     complete = found(COMPLETE)
     assert len(complete) == 12 and not found(RUNNING, WAITING)

@@ -6,7 +6,7 @@ import optuna
 import pytest
 
 from experiments import confirm, directory, storage, worker
-from tests.commands import command, finish, start, wait_for
+from tests.commands import command, finish, kill_while, start, wait_for
 
 CONFIG = """
 from configs import digits
@@ -79,10 +79,8 @@ def shared(arguments, tmp_path_factory):
         running = any(t.state == RUNNING and t.user_attrs.get("worker", "").endswith(mine) for t in found)
         return running and sum(t.state == COMPLETE for t in found) >= 3
 
-    wait_for(busy, second, 500)
+    kill_while(busy, second, 500)
     before = {t.number: t.value for t in trials(place, COMPLETE)}
-    second.kill()
-    finish(second, None)
     out = finish(first).stdout
     return place, command_line, before, mine, out
 
