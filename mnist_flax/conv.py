@@ -266,7 +266,7 @@ class _Plan(NamedTuple):
         return [(d, min(self.step, size - d * self.step)) for d in range(-(-size // self.step))]
 
 
-_TILE_BYTES = 16 * 2**20  # of patches and outputs
+_TILE_BYTES = 8 * 2**20  # of patches and outputs: more starves a core's cache, less is all overhead
 
 
 def _largest_divisor(n: int, limit: int) -> int:
