@@ -6,48 +6,21 @@ slowly, and matrix products at full speed. So the implementation "matmul" keeps 
 multiplies. The implementation "lax" keeps [batch, height, width, channels]. In both, axes 1 and 2 are height
 and width. Parameters are the same for both, float32 kernels [height, width, in, out] and features in order
 [height, width, channels] after `flatten`: a model trained with one can be used with the other.
-
-How "matmul" works. Let k be the kernel's size, s its stride and p the side of the pooling windows.
-
-*Patches.* Column n of a matrix C holds the input values that output n sees, so Y = W^T C is the convolution,
-for W = kernel as [k k in, out]. Its gradients are products too: dW = C dY^T, and dC = W dY, whose entries are
-then added up where they came from.
-
-*Fused windows.* One patch of P = k + (p - 1) s rows and columns holds all that a pooling window needs. With
-the kernel copied into a zero array of that size at each of the p p places, W is [P P in, p p out] and one
-product gives all the elements of each window, [p p, out, window], where their maximum is elementwise. That
-takes (P / k)^2 as many multiplications and moves less: it pays for one input channel. Otherwise patches are
-ordinary, and windows are read from the outputs.
-
-*Steps.* Patches follow each other by a step S, s or p s. Rows and columns are sorted by their residue modulo
-S once, after which every patch is made of contiguous pieces, and neighbours are one element apart.
-
-*Tiles.* Patches are many times larger than the images. They are made for a few rows (and examples) at a time,
-in a loop, so that what is written, multiplied and read back stays within the processor's cache.
-
-*Memory.* The backward pass keeps the input and, for a maximum, one byte an output: which element of its
-window was the largest, or p p where relu stopped it. Patches are made again.
-
-*bfloat16* runs on the processor's bfloat16 units only as [m,k] x [k,n] of row-major operands accumulated in
-float32. XLA folds transposes into products, which makes other forms; `_apart` prevents that. It also moves
-bfloat16 through float32, so what is only moved is moved as 16-bit integers.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
+
+from mnist_flax import products
+from mnist_flax.products import Kernel, Matrix
 
 Implementation = Literal["matmul", "lax"]
 Images = Float[Array, "batch height width channels"]
 Activations = Float[Array, "..."]  # in the layout of an implementation: see `to_internal`
-Matrix = Float[Array, "in out"]
-Kernel = Float[Array, "kernel_height kernel_width in_channels out_channels"]
-BatchMinor = Float[Array, "channels height width batch"]
 
 CHANNEL_AXIS: dict[str, int] = {"matmul": 0, "lax": 3}
 
@@ -85,7 +58,7 @@ def conv(x: Activations, kernel: Kernel, *, stride: int, padding: str, impl: Imp
     (bfloat16 products accumulate in float32) and returns it.
     """
     if impl == "matmul":
-        return _products(_Layer(stride, padding, None), x, _beside(x, kernel), None)
+        return products.convolution(products.Layer(stride, padding, None), x, _beside(x, kernel), None)
     numbers = ("NHWC", "HWIO", "NHWC")
     kernel = kernel.astype(x.dtype)
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=numbers)
@@ -101,7 +74,7 @@ def pool(x: Activations, size: int, kind: str) -> Activations:
     height, width = x.shape[1] // size, x.shape[2] // size
     x = x[:, : height * size, : width * size]
     if kind == "max":
-        return _max_pool(size, x)
+        return products.max_pool(size, x)
     return x.reshape(x.shape[0], height, size, width, size, x.shape[3]).mean((2, 4))
 
 
@@ -123,7 +96,7 @@ def conv_bias_relu_pool(
 ) -> Activations:
     """`pool(relu(conv(x, kernel) + bias))`: a whole layer without normalisation, in its fastest form."""
     if impl == "matmul" and (pooling == "max" or pool_size == 1):
-        return _products(_Layer(stride, padding, pool_size), x, _beside(x, kernel), _beside(x, bias))
+        return products.convolution(products.Layer(stride, padding, pool_size), x, _beside(x, kernel), _beside(x, bias))
     y = conv(x, kernel, stride=stride, padding=padding, impl=impl)
     return relu_pool(y + per_channel(bias, impl).astype(y.dtype), pool_size, pooling)
 
@@ -133,334 +106,10 @@ def dense(
 ) -> Float[Array, "batch out"]:
     """`x @ kernel`, called as `nn.Dense` calls `lax.dot_general`; with "matmul" in bfloat16, gradients are fast too."""
     if impl == "matmul" and x.dtype == jnp.bfloat16:
-        return _dense(x, _beside(x, kernel))
+        return products.dense(x, _beside(x, kernel))
     return lax.dot_general(x, kernel, dimension_numbers, **options)
 
 
 def _beside(x: Array, parameter: Array) -> Array:
     """The parameter, in `shard_map` as one copy a device like `x`: its gradient is then summed over devices."""
     return parameter + jnp.zeros_like(x, parameter.dtype, ())
-
-
-# Maxima over windows
-
-
-def _largest(candidates: list[Array]) -> tuple[Array, UInt8[Array, "..."]]:
-    """Elementwise maximum of arrays of one shape, and the index of the first array that has it."""
-    largest, index = candidates[0], jnp.zeros_like(candidates[0], jnp.uint8)
-    for i, candidate in enumerate(candidates[1:], 1):
-        index = jnp.where(candidate > largest, jnp.uint8(i), index)
-        largest = jnp.maximum(largest, candidate)
-    return largest, index
-
-
-def _window_elements(x: BatchMinor, size: int) -> list[Array]:
-    """Element (i, j) of every window of `size` x `size`, for all (i, j) in row order."""
-    height, width = x.shape[1] // size, x.shape[2] // size
-    windows = x.reshape(x.shape[0], height, size, width, size, x.shape[3])
-    return [windows[:, :, i, :, j] for i in range(size) for j in range(size)]
-
-
-def _into_windows(values: BatchMinor, index: Array, size: int) -> BatchMinor:
-    """The transpose of a maximum over windows: each value at the element that `index` names, 0 elsewhere."""
-    a, height, width, b = values.shape
-    element = jnp.arange(size * size, dtype=index.dtype).reshape(size, 1, size, 1)
-    windows = jnp.where(index[:, :, None, :, None] == element, values[:, :, None, :, None], 0)
-    return windows.reshape(a, height * size, width * size, b)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _max_pool(size: int, x: BatchMinor) -> BatchMinor:
-    return _largest(_window_elements(x, size))[0]
-
-
-def _max_pool_fwd(size, x):
-    return _largest(_window_elements(x, size))
-
-
-def _max_pool_bwd(size, index, gradient):
-    return (_into_windows(gradient, index, size),)
-
-
-_max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
-
-
-# Products
-
-
-def _bits(x: Array) -> Array:
-    """16-bit numbers as integers, to be moved; others as they are."""
-    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype.itemsize == 2 else x
-
-
-def _numbers(bits: Array, dtype: Any) -> Array:
-    """The inverse of `_bits`."""
-    return lax.bitcast_convert_type(bits, dtype) if bits.dtype != dtype else bits
-
-
-def _apart(function: Callable[..., Array], *operands: Array) -> Array:
-    """`function(*operands)` as an array of its own, never computed again or folded into what uses it.
-
-    XLA neither moves operations out of a branch nor knows that this one is always taken (half an integer is
-    more than the smallest integer).
-    """
-    first = operands[0]
-    integer = jnp.int16 if first.dtype.itemsize == 2 else jnp.int32
-    always = lax.bitcast_convert_type(first[(0,) * first.ndim], integer).ravel()[0] >> 1 > jnp.iinfo(integer).min
-    result = jax.eval_shape(function, *operands)
-    return lax.cond(always, function, lambda *_: jnp.zeros_like(first, result.dtype, result.shape), *operands)
-
-
-def _transposed(a: Float[Array, "m n"]) -> Float[Array, "n m"]:
-    """The transpose as a row-major array of its own: a branch that returns a vector has no choice of its layout."""
-    return _apart(lambda a: _numbers(_bits(a).T.reshape(-1), a.dtype), a).reshape(a.shape[::-1])
-
-
-def _product(a: Float[Array, "m k"], b: Float[Array, "k n"]) -> Float[Array, "m n"]:
-    """a b, accumulated and returned in float32 at least."""
-    return jnp.matmul(a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
-
-
-@jax.custom_vjp
-def _dense(x: Float[Array, "batch in"], kernel: Matrix) -> Float[Array, "batch out"]:
-    return _product(x, kernel).astype(x.dtype)
-
-
-def _dense_fwd(x, kernel):
-    return _dense(x, kernel), (x, kernel)
-
-
-def _dense_bwd(residuals, gradient):
-    x, kernel = residuals
-    d_x = _transposed(_product(kernel, _transposed(gradient)))
-    return d_x.astype(x.dtype), _product(_transposed(x), gradient).astype(kernel.dtype)
-
-
-_dense.defvjp(_dense_fwd, _dense_bwd)
-
-
-# Convolutions as products: geometry
-
-
-class _Layer(NamedTuple):
-    stride: int
-    padding: str
-    pool_size: int | None  # None: a convolution alone; otherwise bias, relu and maximum over windows follow
-
-
-class _Plan(NamedTuple):
-    """What is known before any number is; pairs are (height, width)."""
-
-    stride: int
-    pool_size: int
-    side: int  # of the outputs that come from one patch: p when windows are fused, else 1
-    patch: tuple[int, ...]  # rows and columns of a patch
-    step: int  # from one patch to the next
-    patches: tuple[int, ...]  # how many there are
-    pads: tuple[tuple[int, int], ...]  # before and after; negative ones crop
-    tile: tuple[int, int]  # rows of patches, and examples
-
-    def shifts(self, axis: int) -> list[tuple[int, int]]:
-        """The steps that a patch spans, each with the number of its rows (or columns) in the patch."""
-        size = self.patch[axis]
-        return [(d, min(self.step, size - d * self.step)) for d in range(-(-size // self.step))]
-
-
-_TILE_BYTES = 8 * 2**20  # of patches and outputs: more starves a core's cache, less is all overhead
-
-
-def _largest_divisor(n: int, limit: int) -> int:
-    return max(d for d in range(1, n + 1) if n % d == 0 and d <= max(limit, 1))
-
-
-def _plan(layer: _Layer, shape: tuple[int, ...], dtype: Any, kernel_shape: tuple[int, ...]) -> _Plan:
-    *size, channels, features = kernel_shape
-    stride, pool_size, itemsize = layer.stride, layer.pool_size or 1, jnp.dtype(dtype).itemsize
-    pads = lax.padtype_to_pads(shape[1:3], size, (stride, stride), layer.padding)
-    outputs = [(n + sum(pad) - k) // stride + 1 for n, k, pad in zip(shape[1:3], size, pads, strict=True)]
-    side = pool_size if channels == 1 else 1
-    step = side * stride
-    patch = [k + (side - 1) * stride for k in size]
-    count = [n // pool_size * pool_size // side for n in outputs]
-    padded = [(n + -(-p // step) - 1) * step for n, p in zip(count, patch, strict=True)]
-    pads = [(before, m - n - before) for n, m, (before, _) in zip(shape[1:3], padded, pads, strict=True)]
-    # A tile holds whole windows, so rows of patches come in groups of the rows that one row of windows needs.
-    group = pool_size // side
-    column_bytes = patch[0] * patch[1] * channels * itemsize + side**2 * features * 4
-    budget = _TILE_BYTES // (group * count[1] * column_bytes)
-    examples = _largest_divisor(shape[3], budget)
-    rows = _largest_divisor(count[0] // group, budget // examples) * group
-    return _Plan(stride, pool_size, side, tuple(patch), step, tuple(count), tuple(pads), (rows, examples))
-
-
-def _sort(plan: _Plan, x: BatchMinor) -> Float[Array, "step step channels h w batch"]:
-    """The padded input, rows and columns sorted by their residue modulo the step."""
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*pad, 0) for pad in plan.pads), (0, 0, 0)])
-    channels, height, width, batch = x.shape
-    x = x.reshape(channels, height // plan.step, plan.step, width // plan.step, plan.step, batch)
-    return x.transpose(2, 4, 0, 1, 3, 5)
-
-
-def _patches(plan: _Plan, x: Float[Array, "step step channels h w batch"]) -> list[BatchMinor]:
-    """The pieces that make up the patches of sorted rows, to be stacked along the first axis."""
-    shifts = [(i, a, j, b) for i, a in plan.shifts(0) for j, b in plan.shifts(1)]
-    height, width = x.shape[3] - len(plan.shifts(0)) + 1, plan.patches[1]
-    pieces = [x[:a, :b, :, i : i + height, j : j + width] for i, a, j, b in shifts]
-    return [piece.reshape(-1, height, width, x.shape[5]) for piece in pieces]
-
-
-def _kernel_matrix(plan: _Plan, kernel: Kernel) -> Float[Array, "taps outputs"]:
-    """W: rows in the order of `_patches`, columns [side, side, out]."""
-    shift, n, step = plan.stride, plan.side, plan.step
-    pads = [(i * shift, (n - 1 - i) * shift) for i in range(n)]
-    offsets = [(rows, columns) for rows in pads for columns in pads]
-    copies = jnp.stack([jnp.pad(kernel, (*offset, (0, 0), (0, 0))) for offset in offsets], 3)
-    shifts = [(i * step, a, j * step, b) for i, a in plan.shifts(0) for j, b in plan.shifts(1)]
-    pieces = [copies[i : i + a, j : j + b].reshape(-1, n * n * kernel.shape[3]) for i, a, j, b in shifts]
-    return jnp.concatenate(pieces)
-
-
-# Convolutions as products: tiles
-
-
-def _over_tiles(plan: _Plan, batch: int, body: Callable, carry: Any) -> Any:
-    """Folds `body((row, example), carry)` over the tiles; they start at that row of patches and example."""
-    rows, examples = plan.tile
-    across = batch // examples
-    if plan.patches[0] == rows and across == 1:
-        return body((0, 0), carry)
-    count = plan.patches[0] // rows * across
-    return lax.fori_loop(0, count, lambda i, c: body((i // across * rows, i % across * examples), c), carry)
-
-
-def _read(array: Array, start: tuple[Any, Any], size: tuple[int, int]) -> Array:
-    """Rows and examples (axes -3 and -1) from `start`."""
-    rest = array.ndim - 3
-    starts = (*[0] * rest, start[0], 0, start[1])
-    return lax.dynamic_slice(array, starts, (*array.shape[:rest], size[0], array.shape[-2], size[1]))
-
-
-def _write(array: Array, tile: Array, start: tuple[Any, Any]) -> Array:
-    starts = (*[0] * (array.ndim - 3), start[0], 0, start[1])
-    return lax.dynamic_update_slice(array, tile.astype(array.dtype), starts)
-
-
-def _columns(plan: _Plan, x: Array, start: tuple[Any, Any], scratch: Array) -> BatchMinor:
-    """The patches of one tile, [taps, rows, width, examples], written into `scratch`.
-
-    In a loop that is an update in place. `jnp.concatenate` would copy every piece twice.
-    """
-    rows, examples = plan.tile
-    first = 0
-    for piece in _patches(plan, _read(x, start, (rows + len(plan.shifts(0)) - 1, examples))):
-        scratch = lax.dynamic_update_slice(scratch, piece, (first, 0, 0, 0))
-        first += piece.shape[0]
-    return scratch
-
-
-def _scratch(plan: _Plan, x: Array) -> Array:
-    taps = plan.patch[0] * plan.patch[1] * x.shape[2]
-    return jnp.zeros_like(x, shape=(taps, plan.tile[0], plan.patches[1], plan.tile[1]))
-
-
-def _pooled(plan: _Plan, pair: tuple[Any, Any]) -> tuple[Any, Any]:
-    """(rows of patches, examples) as (rows of outputs, examples)."""
-    return pair[0] * plan.side // plan.pool_size, pair[1]
-
-
-def _spread(plan: _Plan, gradient: BatchMinor, index: UInt8[Array, "..."]) -> Array:
-    """Gradient of what the product gave, [side^2, features, rows, width, batch], from that of the windows' maxima."""
-    bits = _bits(gradient)
-    if plan.side == 1:
-        return _numbers(_into_windows(bits, index, plan.pool_size), gradient.dtype)
-    element = jnp.arange(plan.side**2, dtype=index.dtype).reshape(-1, 1, 1, 1, 1)
-    return _numbers(jnp.where(index == element, bits, 0), gradient.dtype)
-
-
-# Convolutions as products: forward and backward
-
-
-def _forward(layer: _Layer, x: BatchMinor, kernel: Kernel, bias: Array | None, with_index: bool):
-    plan = _plan(layer, x.shape, x.dtype, kernel.shape)
-    features, batch = kernel.shape[3], x.shape[3]
-    matrix = _kernel_matrix(plan, kernel).astype(x.dtype)
-    matrix = _transposed(matrix) if x.dtype == jnp.bfloat16 else matrix.T
-    rows = _sort(plan, _bits(x))
-
-    def body(start, carry):
-        out, index, columns = carry
-        columns = _columns(plan, rows, start, columns)
-        y = _product(matrix, _numbers(columns.reshape(columns.shape[0], -1), x.dtype))
-        y = y.reshape(plan.side**2, features, *columns.shape[1:])
-        if bias is None:
-            largest = y[0]
-        else:
-            elements = list(y) if plan.side > 1 else _window_elements(y[0], plan.pool_size)
-            largest, which = _largest(elements)
-            largest += bias.astype(y.dtype)[:, None, None, None]
-            if index is not None:
-                which = jnp.where(largest > 0, which, plan.pool_size**2)
-                index = _write(index, which, _pooled(plan, start))
-            largest = jnp.maximum(largest, 0)
-        return _write(out, _bits(largest.astype(x.dtype)), _pooled(plan, start)), index, columns
-
-    shape = (features, *(n * plan.side // plan.pool_size for n in plan.patches), batch)
-    index = jnp.zeros_like(x, jnp.uint8, shape) if with_index else None
-    carry = (jnp.zeros_like(rows, shape=shape), index, _scratch(plan, rows))
-    out, index, _ = _over_tiles(plan, batch, body, carry)
-    return _numbers(out, x.dtype), index
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _products(layer: _Layer, x: BatchMinor, kernel: Kernel, bias: Float[Array, " out"] | None) -> BatchMinor:
-    return _forward(layer, x, kernel, bias, with_index=False)[0]
-
-
-def _products_fwd(layer, x, kernel, bias):
-    out, index = _forward(layer, x, kernel, bias, with_index=bias is not None)
-    return out, (x, index, kernel, bias)
-
-
-def _products_bwd(layer, residuals, gradient):
-    x, index, kernel, bias = residuals
-    plan = _plan(layer, x.shape, x.dtype, kernel.shape)
-    to_matrix = partial(_kernel_matrix, plan)
-    matrix = to_matrix(kernel).astype(x.dtype)
-    rows = _sort(plan, _bits(x))
-    taps, outputs = matrix.shape
-    # In bfloat16 dW = C dY^T takes a transpose of either; of C, the product gives dW^T.
-    narrow = x.dtype == jnp.bfloat16
-    swap = narrow and taps < outputs
-
-    def body(start, carry):
-        d_matrix, d_rows, columns = carry
-        columns = _columns(plan, rows, start, columns)
-        d_y = _read(gradient, _pooled(plan, start), _pooled(plan, plan.tile))
-        if index is not None:
-            which = _read(index, _pooled(plan, start), _pooled(plan, plan.tile))
-            d_y = _apart(partial(_spread, plan), d_y, which)
-        d_y = d_y.reshape(outputs, -1)
-        c = _numbers(columns.reshape(taps, -1), x.dtype)
-        if swap:
-            d_matrix += _product(d_y, _transposed(c))
-        else:
-            d_matrix += _product(c, _transposed(d_y) if narrow else d_y.T)
-        d_columns = _product(matrix, d_y).reshape(columns.shape)
-        before = _read(d_rows, start, (columns.shape[1] + len(plan.shifts(0)) - 1, columns.shape[3]))
-        _, add_up = jax.vjp(lambda x: jnp.concatenate(_patches(plan, x)), before)
-        return d_matrix, _write(d_rows, before + add_up(d_columns)[0], start), columns
-
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    d_matrix = jnp.zeros_like(gradient, wide, (outputs, taps) if swap else (taps, outputs))
-    carry = (d_matrix, jnp.zeros_like(rows, wide), _scratch(plan, rows))
-    d_matrix, d_rows, _ = _over_tiles(plan, gradient.shape[3], body, carry)
-    d_matrix = _transposed(d_matrix) if swap else d_matrix
-    (d_kernel,) = jax.linear_transpose(to_matrix, kernel)(d_matrix.astype(kernel.dtype))
-    (d_x,) = jax.linear_transpose(partial(_sort, plan), x.astype(wide))(d_rows)
-    d_bias = None
-    if bias is not None:
-        d_bias = jnp.where(index < plan.pool_size**2, gradient, 0).sum((1, 2, 3), bias.dtype)
-    return d_x.astype(x.dtype), d_kernel, d_bias
-
-
-_products.defvjp(_products_fwd, _products_bwd)

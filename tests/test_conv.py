@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from mnist_flax import conv
+from mnist_flax import conv, products
 
 IMPLS = ("matmul", "lax")
 MATRICES = (((1,), (0,)), ((), ()))  # dimension numbers of a product of matrices, for `lax.dot_general`
@@ -113,7 +113,7 @@ def errors(case, function, impl, dtype, tile_bytes=2**22):
         return y, *pullback(weights)
 
     with jax.enable_x64(dtype == jnp.float64), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conv, "_TILE_BYTES", tile_bytes)
+        patch.setattr(products, "TILE_BYTES", tile_bytes)
         actual = run(*(jnp.asarray(a, t) for a, t in zip((x, kernel, bias, weights), types, strict=True)))
     assert [a.dtype for a in actual] == [dtype, dtype, wide, wide]
     assert [a.shape for a in actual] == [e.shape for e in expected]
@@ -242,7 +242,7 @@ def loss(kernel, x, weights, impl="matmul"):
 @pytest.fixture
 def problem(monkeypatch):
     """Kernels of three models, images, weights of the outputs; worked on in several tiles."""
-    monkeypatch.setattr(conv, "_TILE_BYTES", 2**12)
+    monkeypatch.setattr(products, "TILE_BYTES", 2**12)
     rng = np.random.default_rng(0)
     shapes = ((3, 3, 3, 2, 4), (5, 8, 6, 2), (5, 48))
     return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
