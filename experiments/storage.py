@@ -44,13 +44,16 @@ def connect(url: str, heartbeat: int) -> RDBStorage:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:
-            return RDBStorage(
-                url.replace("postgresql://", "postgresql+psycopg://"),
-                engine_kwargs={"connect_args": options, "pool_pre_ping": True},
-                heartbeat_interval=heartbeat,
-                grace_period=GRACE * heartbeat,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-            )
+            address = url.replace("postgresql://", "postgresql+psycopg://")
+            engine = sqlalchemy.create_engine(address, connect_args=options)
+            with _advisory_lock(engine):  # two that make the tables at once would fail
+                return RDBStorage(
+                    address,
+                    engine_kwargs={"connect_args": options, "pool_pre_ping": True},
+                    heartbeat_interval=heartbeat,
+                    grace_period=GRACE * heartbeat,
+                    heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+                )
         except ImportError as error:
             raise UserError("PostgreSQL needs psycopg: pip install 'mnist_flax[research]'") from error
         except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, ValueError) as error:
@@ -74,12 +77,22 @@ def exclusive(storage: RDBStorage) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
     else:
-        with storage.engine.connect() as connection:
-            connection.execute(sqlalchemy.text(f"select pg_advisory_lock({_LOCK_KEY})"))
-            try:
-                yield
-            finally:
-                connection.execute(sqlalchemy.text(f"select pg_advisory_unlock({_LOCK_KEY})"))
+        with _advisory_lock(storage.engine):
+            yield
+
+
+@contextlib.contextmanager
+def _advisory_lock(engine: sqlalchemy.Engine) -> Iterator[None]:
+    """PostgreSQL's; of other databases nothing is locked."""
+    if engine.dialect.name != "postgresql":
+        yield
+        return
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"select pg_advisory_lock({_LOCK_KEY})"))
+        try:
+            yield
+        finally:
+            connection.execute(sqlalchemy.text(f"select pg_advisory_unlock({_LOCK_KEY})"))
 
 
 def retry_abandoned(study: optuna.Study, storage: RDBStorage) -> int:

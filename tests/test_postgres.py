@@ -6,10 +6,12 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
 
 from experiments import storage
 from tests.commands import command, finish, kill_while, start
@@ -65,6 +67,20 @@ def server():
         if (directory / "data" / "postmaster.pid").exists():
             control("stop")
         shutil.rmtree(directory)
+
+
+def test_workers_that_start_at_once_make_one_set_of_tables(server):
+    url, _ = server
+    engine = sqlalchemy.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(sqlalchemy.text("create database crowd"))
+    address = url.rpartition("/")[0] + "/crowd"
+    with ThreadPoolExecutor(8) as threads:
+        storages = list(threads.map(lambda _: storage.connect(address, heartbeat=60), range(8)))
+    optuna.create_study(storage=storages[0], study_name="study")
+    assert [s.study_name for s in storages[-1].get_all_studies()] == ["study"]
+    for opened in storages:
+        opened.engine.dispose()
 
 
 def test_workers_of_several_hosts_share_a_study_and_one_is_killed(server, digits_data_dir, tmp_path):
