@@ -87,8 +87,15 @@ def define_flag(argv: Sequence[str] | None = None) -> tuple[flags.FlagHolder, li
 
 
 def recipe_path() -> str:
-    """Path of the recipe that `--config` named."""
-    return config_flags.get_config_filename(flags.FLAGS["config"])
+    """Path of the recipe that `--config` named.
+
+    Raises:
+      UserError: there is no such file.
+    """
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    if not Path(path).is_file():
+        raise UserError(f"--config={path} is no file: name a recipe, such as configs/default.py")
+    return path
 
 
 def _find_recipe(argument: str) -> str:

@@ -16,9 +16,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "run directory; a new one under 
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise cli.UserError(f"{argv[1]!r} is no flag: override a field with --config.KEY=VALUE")
-    config = _CONFIG.value
+    recipe, config = config_lib.recipe_path(), _CONFIG.value
     config_lib.check(config)
-    directory = Path(_WORKDIR.value or run.new_directory(Path(config_lib.recipe_path()).stem))
+    directory = Path(_WORKDIR.value or run.new_directory(Path(recipe).stem))
     print(directory, flush=True)
     run.check_directory(directory, config)
     finished = run.read_summary(directory)
