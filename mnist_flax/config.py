@@ -92,7 +92,7 @@ def recipe_path() -> str:
     Raises:
       UserError: there is no such file.
     """
-    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]  # get_config's argument follows
     if not Path(path).is_file():
         raise UserError(f"--config={path} is no file: name a recipe, such as configs/default.py")
     return path
