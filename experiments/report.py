@@ -1,6 +1,5 @@
 """The report of a study: `python -m experiments.report STUDY` writes report.html, one file, and figures/*.png."""
 
-import io
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -117,13 +116,7 @@ def write(place: Path) -> Path:
     drawn["budget"] = study_figures.figure_budget(trials, objective)
     if confirmation:
         drawn["seeds"] = study_figures.figure_seeds(confirmation, objective)
-    (place / "figures").mkdir(exist_ok=True)
-    pictures = {}
-    for name, figure in drawn.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        pictures[name] = buffer.getvalue()
-        (place / "figures" / f"{name}.png").write_bytes(pictures[name])
+    pictures = report.save_figures(place, drawn)
     failed = [trial for trial in study.get_trials(deepcopy=False) if "error" in trial.user_attrs]
     edges = edge_warnings(next(t for t in trials if t.number == best.number), shown)
     path = place / "report.html"

@@ -60,6 +60,14 @@ def write(
         "mistakes": figures.figure_mistakes(images, labels, logits, class_names),
         "reliability": figures.figure_reliability(metrics.reliability_bins(logits, labels)),
     }
+    pictures = save_figures(directory, drawn)
+    path = directory / "report.html"
+    path.write_text(page(directory.name, summary, scores, class_names, recorded, pictures), encoding="utf-8")
+    return path
+
+
+def save_figures(directory: Path, drawn: Mapping[str, Any]) -> dict[str, bytes]:
+    """Writes `figures/NAME.png` in a directory for each figure; gives the files' contents by name."""
     (directory / "figures").mkdir(exist_ok=True)
     pictures = {}
     for name, figure in drawn.items():
@@ -67,9 +75,7 @@ def write(
         figure.savefig(buffer, format="png")
         pictures[name] = buffer.getvalue()
         (directory / "figures" / f"{name}.png").write_bytes(pictures[name])
-    path = directory / "report.html"
-    path.write_text(page(directory.name, summary, scores, class_names, recorded, pictures), encoding="utf-8")
-    return path
+    return pictures
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
