@@ -73,7 +73,7 @@ def test_bfloat16_runs_with_every_head(examples, head, batch_norm):
     """XLA chooses layouts by what surrounds a product, and some it cannot multiply in bfloat16."""
     config = config_for(**{"model.compute_dtype": "bfloat16", "model.head": head, "model.batch_norm": batch_norm})
     config.model.dense, config.optimizer.learning_rate = (), 1e-3
-    (state, last), _ = steps(config, examples, 0, 2)
+    (_, last), _ = steps(config, examples, 0, 2)
     assert int(last["step"]) == 2 and 1.5 < float(last["sums"].loss) / int(last["sums"].examples) < 5.0
 
 
