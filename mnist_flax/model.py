@@ -3,6 +3,7 @@
 How a convolution is computed, and in which layout, is `conv.py`'s business: `impl` only passes through here.
 """
 
+import itertools
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -40,6 +41,7 @@ class CNN(nn.Module):
     head: str
     dense: tuple[int, ...]
     dropout_rate: Any  # None is no dropout
+    test_shift: int
     compute_dtype: jnp.dtype
     impl: conv.Implementation
     batch_axis: str | None = None  # mesh axis over which batch norm averages
@@ -60,6 +62,8 @@ class CNN(nn.Module):
             keys = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, layer)
             return drop(keys, x, rate, batch_position)
 
+        if not train:
+            images = shifted(images, self.test_shift)
         channel_axis = conv.CHANNEL_AXIS[self.impl]
         x = conv.to_internal(images[..., None].astype(self.compute_dtype), self.impl)
         for i, (features, kernel_size, stride, pool_size) in enumerate(
@@ -84,7 +88,9 @@ class CNN(nn.Module):
             x = nn.relu(dense(features, kernel_init=_he_normal, name=f"dense{i}")(x))
             x = dropout(x, self.dropout_rate, 0)
         x = dense(self.num_classes, name="logits")(x).astype(jnp.float32)
-        return self._norm("logits_norm", train, -1)(x) if self.logits_batch_norm else x
+        if self.logits_batch_norm:
+            x = self._norm("logits_norm", train, -1)(x)
+        return x if train else mean_over_shifts(x, self.test_shift)
 
     def _norm(self, name: str, train: bool, axis: int) -> nn.BatchNorm:
         return nn.BatchNorm(
@@ -95,6 +101,25 @@ class CNN(nn.Module):
             dtype=self.compute_dtype,
             name=name,
         )
+
+
+def shifted(images: Float[Array, "batch height width"], most: int) -> Float[Array, "shifts_batch height width"]:
+    """All shifts of each image by up to `most` pixels along both axes, 0 moving in: first all unshifted, and so on."""
+    if not most:
+        return images
+    height, width = images.shape[1:]
+    padded = jnp.pad(images, ((0, 0), (most, most), (most, most)))
+    places = sorted(itertools.product(range(2 * most + 1), repeat=2), key=lambda place: place != (most, most))
+    return jnp.concatenate([padded[:, i : i + height, j : j + width] for i, j in places])
+
+
+def mean_over_shifts(logits: Float[Array, "shifts_batch classes"], most: int) -> Float[Array, "batch classes"]:
+    """The logarithm of the mean over shifts of the probabilities, for the logits of `shifted` images."""
+    if not most:
+        return logits
+    views = (2 * most + 1) ** 2
+    log_probabilities = jax.nn.log_softmax(logits).reshape(views, -1, logits.shape[1])
+    return jax.nn.logsumexp(log_probabilities, axis=0) - jnp.log(views)
 
 
 def drop(keys: Key[Array, " batch"], x: Array, rate, batch_position: int) -> Array:
@@ -126,6 +151,7 @@ def make_model(config: ConfigDict, hyper: Mapping[str, Any], num_classes: int, b
         head=config.head,
         dense=tuple(config.dense),
         dropout_rate=hyper["model.dropout_rate"] if config.dropout_rate > 0 else None,
+        test_shift=config.test_shift,
         compute_dtype=jnp.dtype(default_dtype(backend) if config.compute_dtype == "auto" else config.compute_dtype),
         impl=conv.default_impl(backend) if config.conv == "auto" else config.conv,
         batch_axis=batch_axis,
