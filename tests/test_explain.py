@@ -11,7 +11,7 @@ TEMPERATURE = 1.3
 @pytest.fixture(scope="module", params=["plain", "norms", "ensemble"])
 def trained(request) -> run.Run:
     if request.param == "ensemble":
-        together, configs, _, variables = ensemble()
+        together, configs, _, variables = ensemble("plain", "plain")
         return run.Run(None, configs[0], together, variables, tuple("0123456789"))
     config = model_config(NETWORKS[request.param])
     return run.Run(None, config, network(config), random_variables(config), tuple("0123456789"))

@@ -87,16 +87,16 @@ def test_folding_is_exact_where_variances_are_tiny():
     np.testing.assert_allclose(folded["conv0_bias"], shift, rtol=1e-5)
 
 
-def ensemble():
-    """Two networks of one architecture around one of another, their variables, and those of all together."""
-    configs = [model_config(NETWORKS[name]) for name in ("plain", "norms", "plain")]
+def ensemble(*names: str):
+    """An ensemble of `NETWORKS`, the configs of its members, their variables, and those of all together."""
+    configs = [model_config(NETWORKS[name]) for name in names]
     variables = [random_variables(config, seed) for seed, config in enumerate(configs)]
     return train.make_network(configs, 10), configs, variables, join(variables)
 
 
 def test_an_ensemble_gives_the_mean_of_its_members_probabilities(images):
     """Of the Linen model and of the plain function alike; the reference averages in float64, outside of both."""
-    together, configs, variables, joined = ensemble()
+    together, configs, variables, joined = ensemble("plain", "norms", "plain")
     each = np.stack([linen_logits(*pair, images) for pair in zip(configs, variables, strict=True)])
     expected = softmax(each.astype(np.float64), axis=-1).mean(0)
     assert np.ptp(softmax(each, axis=-1), axis=0).max() > 0.1  # they do differ
@@ -113,8 +113,8 @@ def test_an_ensemble_gives_the_mean_of_its_members_probabilities(images):
 
 
 def test_an_ensemble_of_networks_that_are_certain_has_finite_logits(images):
-    together, _, variables, _ = ensemble()
+    together, _, variables, _ = ensemble("plain", "plain")
     certain = join([jax.tree.map(lambda leaf: 30 * leaf, each) for each in variables])
-    logits = together.apply(certain, normalize(images))
+    logits = jax.jit(together.apply)(certain, normalize(images))
     assert np.isfinite(logits).all() and float(logits.min()) < -200  # whose probability is 0 in float32
     np.testing.assert_allclose(np.exp(np.asarray(logits, np.float64)).sum(1), 1, rtol=1e-4)

@@ -151,8 +151,7 @@ def test_ensembles_average_probabilities_and_share_no_run(runs, examples, seed, 
     np.testing.assert_array_equal(metrics.ensemble_accuracies(logits, labels, size), want)
 
 
-def test_a_sure_member_outvotes_in_probability_not_in_logits():
-    """Mean logits would say 1 (10 against 9); mean probabilities say 0, which one member has ruled out to the other."""
+def test_probabilities_are_averaged_not_logits():
     logits = np.array([[[9.0, 0.0]], [[0.0, 10.0]], [[0.4, 0.0]]])
     assert metrics.ensemble_logits(logits).argmax() == 0 and logits.mean(0).argmax() == 1
 
