@@ -36,6 +36,7 @@ def get_config() -> ConfigDict:
     config.model.head = "flatten"  # flatten or average (global average pooling)
     config.model.dense = (128,)  # widths of the hidden dense layers, () for none
     config.model.dropout_rate = 0.4  # after each hidden dense layer
+    config.model.test_shift = 0  # pixels; the trained network answers with the mean over all shifts up to it
     config.model.compute_dtype = "auto"  # float32, bfloat16, or auto: bfloat16 where hardware multiplies it
     config.model.conv = "auto"  # matmul, lax, or auto: matmul on CPU, lax elsewhere
 

@@ -35,6 +35,7 @@ _RANGES = {
     "model.batch_norm_momentum": (0.0, 1.0),
     "model.conv_dropout_rate": (0.0, 0.99),
     "model.dropout_rate": (0.0, 0.99),
+    "model.test_shift": (0, 3),
     "optimizer.learning_rate": (0.0, None),
     "optimizer.warmup_epochs": (0.0, None),
     "optimizer.decay_rate": (1e-6, 1.0),

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, UInt8
 
-from mnist_flax.model import CNN, Ensemble, mean_logits, normalize
+from mnist_flax.model import CNN, Ensemble, mean_logits, mean_over_shifts, normalize, shifted
 
 Parameters = Any  # a mapping, named as the params of a `model.CNN` without batch norm; of an ensemble, a list of them
 
@@ -80,8 +80,8 @@ def activations(
 
     Returns:
       `conv0`, ... after ReLU and pooling [batch, height, width, channels]; `dense0`, ... after ReLU
-      [batch, features]; and `logits` [batch, classes]. Of an ensemble, the layers of its first member, and the logits
-      of all together.
+      [batch, features]; and `logits` [batch, classes]. Where the network averages over shifts or members, logits are
+      those of all together, and layers those of the image as it is in the first member.
     """
     if isinstance(network, Ensemble):
 
@@ -91,6 +91,7 @@ def activations(
         logits = mean_logits(member_logits, network.members, parameters)
         return activations(network.members[0], parameters[0], images) | {"logits": logits}
     found = {}
+    images = shifted(images, network.test_shift)
     x = images.reshape(images.shape[0], 28, 28, 1)
     for i, (stride, size) in enumerate(zip(network.strides, network.pool_sizes, strict=True)):
         numbers = ("NHWC", "HWIO", "NHWC")
@@ -107,7 +108,8 @@ def activations(
     x = x.reshape(x.shape[0], -1)
     for i in range(len(network.dense)):
         x = found[f"dense{i}"] = jax.nn.relu(_dense(x, parameters[f"dense{i}"]))
-    return found | {"logits": _dense(x, parameters["logits"])}
+    logits = mean_over_shifts(_dense(x, parameters["logits"]), network.test_shift)
+    return {name: layer[: len(logits)] for name, layer in found.items()} | {"logits": logits}
 
 
 def _dense(x: Float[Array, "batch features"], layer: Mapping[str, Any]) -> Float[Array, "batch outputs"]:

@@ -3,6 +3,7 @@
 How a convolution is computed, and in which layout, is `conv.py`'s business: `impl` only passes through here.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -41,6 +42,7 @@ class CNN(nn.Module):
     head: str
     dense: tuple[int, ...]
     dropout_rate: Any  # None is no dropout
+    test_shift: int
     compute_dtype: jnp.dtype
     impl: conv.Implementation
     batch_axis: str | None = None  # mesh axis over which batch norm averages
@@ -61,6 +63,8 @@ class CNN(nn.Module):
             keys = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, layer)
             return drop(keys, x, rate, batch_position)
 
+        if not train:
+            images = shifted(images, self.test_shift)
         channel_axis = conv.CHANNEL_AXIS[self.impl]
         x = conv.to_internal(images[..., None].astype(self.compute_dtype), self.impl)
         for i, (features, kernel_size, stride, pool_size) in enumerate(
@@ -85,7 +89,9 @@ class CNN(nn.Module):
             x = nn.relu(dense(features, kernel_init=_he_normal, name=f"dense{i}")(x))
             x = dropout(x, self.dropout_rate, 0)
         x = dense(self.num_classes, name="logits")(x).astype(jnp.float32)
-        return self._norm("logits_norm", train, -1)(x) if self.logits_batch_norm else x
+        if self.logits_batch_norm:
+            x = self._norm("logits_norm", train, -1)(x)
+        return x if train else mean_over_shifts(x, self.test_shift)
 
     def _norm(self, name: str, train: bool, axis: int) -> nn.BatchNorm:
         return nn.BatchNorm(
@@ -96,6 +102,26 @@ class CNN(nn.Module):
             dtype=self.compute_dtype,
             name=name,
         )
+
+
+def shifted(images: Float[Array, "batch height width"], most: int) -> Float[Array, "shifts_batch height width"]:
+    """All shifts of each image by up to `most` pixels along both axes, 0 moving in: first all unshifted, and so on."""
+    if not most:
+        return images
+    height, width = images.shape[1:]
+    padded = jnp.pad(images, ((0, 0), (most, most), (most, most)))
+    places = sorted(itertools.product(range(2 * most + 1), repeat=2), key=lambda place: place != (most, most))
+    return jnp.concatenate([padded[:, i : i + height, j : j + width] for i, j in places])
+
+
+def mean_over_shifts(logits: Float[Array, "shifts_batch classes"], most: int) -> Float[Array, "batch classes"]:
+    """One answer from the logits of `shifted` images."""
+    return mean_answer(logits.reshape((2 * most + 1) ** 2, -1, logits.shape[1])) if most else logits
+
+
+def mean_answer(logits: Float[Array, "answers batch classes"]) -> Float[Array, "batch classes"]:
+    """The logarithm of the mean of several answers' class probabilities."""
+    return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(len(logits))
 
 
 class Ensemble(NamedTuple):
@@ -138,12 +164,11 @@ def mean_logits(apply: Callable, members: Sequence[CNN], parts: Sequence[Any]) -
     for member, part in zip(members, parts, strict=True):
         groups.setdefault(member, []).append(part)
 
-    def log_probabilities(member: CNN, parts: list) -> Float[Array, "members batch classes"]:
+    def logits(member: CNN, parts: list) -> Float[Array, "members batch classes"]:
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
-        return lax.map(lambda part: jax.nn.log_softmax(apply(member, part)), stacked)
+        return lax.map(lambda part: apply(member, part), stacked)
 
-    found = jnp.concatenate([log_probabilities(*group) for group in groups.items()])
-    return jax.nn.logsumexp(found, axis=0) - jnp.log(len(members))
+    return mean_answer(jnp.concatenate([logits(*group) for group in groups.items()]))
 
 
 def drop(keys: Key[Array, " batch"], x: Array, rate, batch_position: int) -> Array:
@@ -175,6 +200,7 @@ def make_model(config: ConfigDict, hyper: Mapping[str, Any], num_classes: int, b
         head=config.head,
         dense=tuple(config.dense),
         dropout_rate=hyper["model.dropout_rate"] if config.dropout_rate > 0 else None,
+        test_shift=config.test_shift,
         compute_dtype=jnp.dtype(default_dtype(backend) if config.compute_dtype == "auto" else config.compute_dtype),
         impl=conv.default_impl(backend) if config.conv == "auto" else config.conv,
         batch_axis=batch_axis,
