@@ -91,8 +91,8 @@ def activations(
         logits = mean_logits(member_logits, network.members, parameters)
         return activations(network.members[0], parameters[0], images) | {"logits": logits}
     found = {}
-    images = shifted(images, network.test_shift)
-    x = images.reshape(images.shape[0], 28, 28, 1)
+    x = shifted(images, network.test_shift)
+    x = x.reshape(x.shape[0], 28, 28, 1)
     for i, (stride, size) in enumerate(zip(network.strides, network.pool_sizes, strict=True)):
         numbers = ("NHWC", "HWIO", "NHWC")
         x = lax.conv_general_dilated(
@@ -109,7 +109,7 @@ def activations(
     for i in range(len(network.dense)):
         x = found[f"dense{i}"] = jax.nn.relu(_dense(x, parameters[f"dense{i}"]))
     logits = mean_over_shifts(_dense(x, parameters["logits"]), network.test_shift)
-    return {name: layer[: len(logits)] for name, layer in found.items()} | {"logits": logits}
+    return {name: layer[: images.shape[0]] for name, layer in found.items()} | {"logits": logits}
 
 
 def _dense(x: Float[Array, "batch features"], layer: Mapping[str, Any]) -> Float[Array, "batch outputs"]:

@@ -115,8 +115,9 @@ def shifted(images: Float[Array, "batch height width"], most: int) -> Float[Arra
 
 
 def mean_over_shifts(logits: Float[Array, "shifts_batch classes"], most: int) -> Float[Array, "batch classes"]:
-    """One answer from the logits of `shifted` images."""
-    return mean_answer(logits.reshape((2 * most + 1) ** 2, -1, logits.shape[1])) if most else logits
+    """One answer from the logits of `shifted` images. Their number may be symbolic, as in an export."""
+    views = (2 * most + 1) ** 2
+    return mean_answer(logits.reshape(views, logits.shape[0] // views, logits.shape[1])) if most else logits
 
 
 def mean_answer(logits: Float[Array, "answers batch classes"]) -> Float[Array, "batch classes"]:

@@ -8,7 +8,7 @@ import pytest
 from mnist_flax import config as config_lib
 from mnist_flax import data, devices, formats, loop, run
 from mnist_flax.cli import RunError, UserError
-from tests.test_inference import model_config, network, random_variables
+from tests.test_inference import NETWORKS, model_config, network, random_variables
 
 IN_ONNX = ("jax2onnx", "onnx", "onnxruntime")
 
@@ -199,6 +199,21 @@ def test_calibration_images_are_spread_over_the_training_split():
     assert 500 < len(chosen) <= formats.CALIBRATION_IMAGES
     assert chosen[0] == 0 and chosen[-1] > 2_490
     assert len(formats.calibration_images(images[:10])) == 10
+
+
+@pytest.mark.parametrize("name", formats.FORMATS)
+def test_an_export_averages_over_shifts(name, splits, tmp_path):
+    needs(*formats.FORMATS[name].packages)
+    config = model_config(NETWORKS["shifts"] | {"batch_norm": True})
+    shifting = run.Run(tmp_path, config, network(config), random_variables(config), tuple("0123456789"))
+    formats.FORMATS[name].write(shifting, splits.train.images[:100], tmp_path / "model")
+    predict, images = formats.FORMATS[name].load(tmp_path / "model"), splits.test.images[:9]
+    steady = network(config).clone(test_shift=0)
+    apply = jax.jit(lambda images: jax.nn.softmax(steady.apply(shifting.variables, images / np.float32(255))))
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
+    expected = np.mean([apply(padded[:, i : i + 28, j : j + 28]) for i in range(3) for j in range(3)], axis=0)
+    np.testing.assert_allclose(predict(images), expected, atol=0.05 if name == "onnx-int8" else 1e-5)
+    np.testing.assert_allclose(predict(images[:1]), predict(images)[:1], atol=1e-6)
 
 
 def test_an_onnx_file_with_large_kernels_stands_alone(splits, tmp_path):

@@ -13,6 +13,7 @@ NETWORKS = {
     "plain": {"channels": (4, 6), "pool_sizes": (2,), "dense": (16,)},
     "norms": DEEP | {"batch_norm": True, "logits_batch_norm": True, "dense": (9, 7)},
     "valid_average": DEEP | {"padding": "VALID", "pooling": "avg", "head": "average", "batch_norm": True, "dense": ()},
+    "shifts": {"channels": (3, 4), "pool_sizes": (2,), "head": "average", "dense": (), "test_shift": 1},
     "no_pooling": {"channels": (3,), "strides": (2,), "pool_sizes": (1,), "dense": (), "logits_batch_norm": True},
 }
 
