@@ -26,14 +26,15 @@ def make_explain(run: Run, temperature: float) -> Callable[[UInt8[np.ndarray, "2
     """A compiled function that explains the probability of a class for an image, 255 being ink.
 
     The gradient is that of Simonyan et al. 2014. Occlusion (Zeiler and Fergus 2014) covers `PATCH` x `PATCH` pixels
-    with paper, in steps of `STEP`; a pixel's value is the mean over the patches that cover it.
+    with paper, in steps of `STEP`; a pixel's value is the mean over the patches that cover it. Both are of all members
+    of an ensemble, and of the image where it is: shifts at test time, which would multiply the work, are left out.
     """
     import jax
     import jax.numpy as jnp
 
     from mnist_flax import inference, model
 
-    network = run.model
+    network = run.model.clone(test_shift=0)
     parameters = jax.device_put(inference.fold_batch_norm(network, run.variables))
     patches = _patches()
     covering = patches.sum(axis=0)

@@ -185,7 +185,12 @@ def test_members_that_cannot_be_are_refused(digits_ensemble, tmp_path):
     directory, (first, *_) = digits_ensemble
     unfinished = shutil.copytree(first, tmp_path / "unfinished")
     (unfinished / "summary.json").unlink()
+    damaged = shutil.copytree(first, tmp_path / "damaged")
+    summary = run.read_summary(damaged)
+    del summary["test_accuracy"]
+    run.write_json(damaged / "summary.json", summary)
     for place, message in (
+        (damaged, "is damaged"),
         (tmp_path, "is no run directory"),
         (unfinished, "is not finished"),
         (directory, "is an ensemble: name the runs"),
