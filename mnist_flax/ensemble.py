@@ -31,7 +31,7 @@ def read_member(path: Path) -> Member:
     """What an ensemble records of a finished run.
 
     Raises:
-      UserError: there is no such run, it is not finished, or it is an ensemble.
+      UserError: there is no such run, it is not finished, it is an ensemble, or its files are damaged.
     """
     config = run.read_config(path)
     if run.read_members(path):
@@ -39,14 +39,12 @@ def read_member(path: Path) -> Member:
     summary = run.read_summary(path)
     if summary is None:
         raise cli.UserError(f"{path} is not finished: run its training command again, then this one")
-    return {
-        "path": str(path),
-        "seed": config.seed,
-        "git_revision": run.read_recorded(path).get("git_revision"),
-        "test_accuracy": summary["test_accuracy"],
-        "train_seconds": summary["train_seconds"],
-        "config": config.to_dict(),
-    }
+    try:
+        scores = {name: float(summary[name]) for name in ("test_accuracy", "train_seconds")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise cli.UserError(f"{path / 'summary.json'} is damaged: restore it, or train anew") from error
+    revision = run.read_recorded(path).get("git_revision")
+    return {"path": str(path), "seed": config.seed, "git_revision": revision, **scores, "config": config.to_dict()}
 
 
 def check_members(members: Sequence[Member]) -> None:

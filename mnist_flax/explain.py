@@ -26,7 +26,8 @@ def make_explain(run: Run, temperature: float) -> Callable[[UInt8[np.ndarray, "2
     """A compiled function that explains the probability of a class for an image, 255 being ink.
 
     The gradient is that of Simonyan et al. 2014. Occlusion (Zeiler and Fergus 2014) covers `PATCH` x `PATCH` pixels
-    with paper, in steps of `STEP`; a pixel's value is the mean over the patches that cover it.
+    with paper, in steps of `STEP`; a pixel's value is the mean over the patches that cover it. Both are of all members
+    of an ensemble.
     """
     import jax
     import jax.numpy as jnp

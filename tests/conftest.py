@@ -49,6 +49,14 @@ def digits_run(digits_data_dir) -> Path:
 
 
 @pytest.fixture(scope="session")
+def digits_ensemble(digits_run, digits_data_dir) -> tuple[Path, list[Path]]:
+    """A finished ensemble on `digits` and its members; see `trained.ensemble`."""
+    from tests import trained
+
+    return trained.ensemble(digits_run, digits_data_dir)
+
+
+@pytest.fixture(scope="session")
 def mnist_run(mnist_data_dir, tmp_path_factory) -> Path:
     """A finished run on the real MNIST, or a skip; see `trained.RECIPES`."""
     from tests import trained

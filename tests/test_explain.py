@@ -3,13 +3,16 @@ import numpy as np
 import pytest
 
 from mnist_flax import explain, run
-from tests.test_inference import NETWORKS, model_config, network, random_variables
+from tests.test_inference import NETWORKS, ensemble, model_config, network, random_variables
 
 TEMPERATURE = 1.3
 
 
-@pytest.fixture(scope="module", params=["plain", "norms"])
+@pytest.fixture(scope="module", params=["plain", "norms", "ensemble"])
 def trained(request) -> run.Run:
+    if request.param == "ensemble":
+        together, configs, _, variables = ensemble("plain", "plain")
+        return run.Run(None, configs[0], together, variables, tuple("0123456789"))
     config = model_config(NETWORKS[request.param])
     return run.Run(None, config, network(config), random_variables(config), tuple("0123456789"))
 

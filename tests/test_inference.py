@@ -2,10 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from mnist_flax import config as config_lib
 from mnist_flax import inference, train
-from mnist_flax.model import make_model, normalize
+from mnist_flax.model import join, make_model, normalize
 
 DEEP = {"channels": (3, 5, 4), "kernel_sizes": (3, 5, 2), "strides": (1, 2, 1), "pool_sizes": (2, 1, 3)}
 NETWORKS = {
@@ -84,3 +85,36 @@ def test_folding_is_exact_where_variances_are_tiny():
     np.testing.assert_allclose(folded["conv0_kernel"], np.asarray(kernel) * factor, rtol=1e-6)
     shift = np.asarray(norm["bias"], np.float64) - np.asarray(variables["batch_stats"]["norm0"]["mean"]) * factor
     np.testing.assert_allclose(folded["conv0_bias"], shift, rtol=1e-5)
+
+
+def ensemble(*names: str):
+    """An ensemble of `NETWORKS`, the configs of its members, their variables, and those of all together."""
+    configs = [model_config(NETWORKS[name]) for name in names]
+    variables = [random_variables(config, seed) for seed, config in enumerate(configs)]
+    return train.make_network(configs, 10), configs, variables, join(variables)
+
+
+def test_an_ensemble_gives_the_mean_of_its_members_probabilities(images):
+    """Of the Linen model and of the plain function alike; the reference averages in float64, outside of both."""
+    together, configs, variables, joined = ensemble("plain", "norms", "plain")
+    each = np.stack([linen_logits(*pair, images) for pair in zip(configs, variables, strict=True)])
+    expected = softmax(each.astype(np.float64), axis=-1).mean(0)
+    assert np.ptp(softmax(each, axis=-1), axis=0).max() > 0.1  # they do differ
+    logits = jax.jit(together.apply)(joined, normalize(images))
+    np.testing.assert_allclose(logits, np.log(expected), rtol=1e-4, atol=1e-4)
+    parameters = inference.fold_batch_norm(together, joined)
+    plain = jax.jit(lambda images: inference.probabilities(together, parameters, images))(images)
+    np.testing.assert_allclose(plain, expected, rtol=1e-4, atol=1e-6)
+    found = jax.jit(lambda images: inference.activations(together, parameters, normalize(images)))(images)
+    np.testing.assert_allclose(found["logits"], np.log(expected), rtol=1e-4, atol=1e-4)
+    first = inference.activations(together.members[0], parameters[0], normalize(images))
+    assert list(found) == list(first)
+    np.testing.assert_allclose(found["conv1"], first["conv1"], rtol=1e-4, atol=1e-5)
+
+
+def test_an_ensemble_of_networks_that_are_certain_has_finite_logits(images):
+    together, _, variables, _ = ensemble("plain", "plain")
+    certain = join([jax.tree.map(lambda leaf: 30 * leaf, each) for each in variables])
+    logits = jax.jit(together.apply)(certain, normalize(images))
+    assert np.isfinite(logits).all() and float(logits.min()) < -200  # whose probability is 0 in float32
+    np.testing.assert_allclose(np.exp(np.asarray(logits, np.float64)).sum(1), 1, rtol=1e-4)

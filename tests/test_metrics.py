@@ -137,3 +137,32 @@ def test_result_is_json_without_nan():
 def test_what_cannot_be_evaluated_is_refused(logits, labels, message):
     with pytest.raises(ValueError, match=message):
         metrics.evaluate_logits(logits, labels)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 7), st.integers(1, 40), st.integers(0, 10**6), st.data())
+def test_ensembles_average_probabilities_and_share_no_run(runs, examples, seed, data):
+    size = data.draw(st.integers(1, runs))
+    cases = [make(examples, seed + i) for i in range(runs)]
+    logits, labels = np.stack([case[0] for case in cases]), cases[0][1]
+    probabilities = scipy.special.softmax(logits.astype(np.float64), axis=-1)
+    np.testing.assert_allclose(metrics.ensemble_logits(logits), np.log(probabilities.mean(0)), rtol=1e-12, atol=1e-12)
+    want = [(probabilities[size * i : size * (i + 1)].mean(0).argmax(1) == labels).mean() for i in range(runs // size)]
+    np.testing.assert_array_equal(metrics.ensemble_accuracies(logits, labels, size), want)
+
+
+def test_probabilities_are_averaged_not_logits():
+    logits = np.array([[[9.0, 0.0]], [[0.0, 10.0]], [[0.4, 0.0]]])
+    assert metrics.ensemble_logits(logits).argmax() == 0 and logits.mean(0).argmax() == 1
+
+
+def test_an_ensemble_of_huge_logits_is_finite():
+    logits = np.array([[[1e30, 0.0]], [[0.0, 1e30]]], np.float32)
+    np.testing.assert_allclose(metrics.ensemble_logits(logits), np.log([[0.5, 0.5]]))
+    np.testing.assert_allclose(metrics.ensemble_logits(logits[:1]), [[0.0, -1e30]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0, 4, -1])
+def test_ensembles_that_do_not_exist_are_refused(size):
+    with pytest.raises(ValueError, match="no ensembles"):
+        metrics.ensemble_accuracies(np.zeros((3, 2, 10)), np.zeros(2, int), size)

@@ -1,6 +1,7 @@
 """Finished runs for the tests of what uses them, each trained by the real command, once for all test processes."""
 
 import fcntl
+import shutil
 from pathlib import Path
 
 from tests.commands import command
@@ -12,11 +13,37 @@ RECIPES = {
 }
 
 
-def train(dataset: str, directory: Path, data_dir: Path) -> Path:
-    """The run directory of a small network that reads digits passably."""
+# Members of an ensemble beside the run on `digits`: one of the same architecture, one of another.
+MEMBERS = {
+    "same": ["--config.seed=1"],
+    "other": ["--config.seed=2", "--config.model.channels=(6,)", "--config.model.batch_norm=True"],
+}
+
+
+def train(dataset: str, directory: Path, data_dir: Path, *changes: str) -> Path:
+    """The run directory of a small network that reads digits passably; `changes` are of its recipe."""
     with directory.with_name(f"{directory.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (directory / "summary.json").exists():
             fields = [f"--config.dataset={dataset}", f"--config.data_dir={data_dir}"]
-            command("mnist_flax.main", f"--workdir={directory}", *fields, *RECIPES[dataset])
+            command("mnist_flax.main", f"--workdir={directory}", *fields, *RECIPES[dataset], *changes)
     return directory
+
+
+def ensemble(digits_run: Path, data_dir: Path) -> tuple[Path, list[Path]]:
+    """An ensemble on `digits`, and its members; all but the first are no more where they were when it was made."""
+    directory = digits_run.with_name("digits_ensemble")
+    kept = directory.with_name("digits_members")
+    with directory.with_name(f"{directory.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            places = [directory.with_name(f"digits_{name}") for name in MEMBERS]
+            for place, changes in zip(places, MEMBERS.values(), strict=True):
+                train("digits", place, data_dir, *changes)
+            command("mnist_flax.ensemble", digits_run, *places, f"--workdir={directory}")
+            moving = kept.with_name("digits_moving")
+            moving.mkdir()
+            for name, place in zip(MEMBERS, places, strict=True):
+                shutil.move(place, moving / name)
+            moving.rename(kept)
+    return directory, [digits_run, *(kept / name for name in MEMBERS)]
