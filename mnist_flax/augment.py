@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from jax import Array, lax, random
-from jaxtyping import Float, Int, Key
+from jaxtyping import Float, Int, Key, UInt8
 
 KINDS = ("rotation", "shift", "zoom", "shear", "elastic_alpha", "elastic_sigma", "cutout")
 
@@ -110,12 +110,16 @@ def elastic_field(
 def uniform_bytes(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
     """Uniform noise on the 256 levels -255/256, -253/256, ..., 255/256: mean 0, variance 1/3.
 
-    Four values from each random word: a quarter of what 32-bit noise costs, and no different once smoothed.
+    A quarter of what 32-bit noise costs, and no different once smoothed.
     """
+    return (2.0 * random_bytes(key, shape).astype(jnp.float32) - 255.0) / 256.0
+
+
+def random_bytes(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt8[Array, "..."]:
+    """Uniform bytes, four from each random word."""
     size = math.prod(shape)
     words = random.bits(key, (-(-size // 4),), jnp.uint32)
-    levels = lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[:size].reshape(shape)
-    return (2.0 * levels.astype(jnp.float32) - 255.0) / 256.0
+    return lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[:size].reshape(shape)
 
 
 def gaussian_matrix(size: int, sigma: Strength) -> Float[Array, "size size"]:
