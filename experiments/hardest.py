@@ -91,18 +91,20 @@ def figure_hardest(hard: Sequence[Hard], total: int, runs: int, class_names: Seq
     from matplotlib.patches import Rectangle
 
     columns, side, step = 5, 1.2, 1.85
-    width, height = 7.4, 0.85 + step * max(1, -(-len(hard) // columns))
+    width, height = 7.4, 1.1 + step * max(1, -(-len(hard) // columns))
     figure = Figure(figsize=(width, height))
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     which = f"{total:,}" if len(hard) == total else f"{len(hard)} of {total:,}"
     axes.text(
-        0.08, 0.2, f"Test images that most of {runs} runs read wrong: {which}", va="center", weight="bold", size=12
+        0.1, 0.2, f"Test images that most of {runs} runs read wrong: {which}", va="center", weight="bold", size=12
     )
+    note = "In blue: known label errors, and what five people said (? is neither of two digits)"
+    axes.text(0.1, 0.48, note, va="center", color=BLUE, size=9.5)
     for place, item in enumerate(hard):
         left = (place % columns) * width / columns + (width / columns - side) / 2
-        top = 0.75 + place // columns * step
+        top = 1.0 + place // columns * step
         colour = BLUE if item.label_error else "#D0D3D8"
         axes.imshow(item.image, cmap="gray_r", vmin=0, vmax=255, extent=(left, left + side, top + side, top))
         axes.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor=colour, linewidth=1.5))
@@ -111,17 +113,18 @@ def figure_hardest(hard: Sequence[Hard], total: int, runs: int, class_names: Seq
         read = ", ".join(f"{class_names[k]} x{n}" for k, n in list(item.votes.items())[:3])
         axes.text(left + side / 2, top + side + 0.06, read, ha="center", va="top", color=VERMILION, size=9)
         if item.label_error:
-            text = f"people: {people(item)}"
-            axes.text(left + side / 2, top + side + 0.24, text, ha="center", va="top", color=BLUE, size=8)
+            axes.text(
+                left + side / 2, top + side + 0.24, f"people: {people(item)}", ha="center", va="top", color=BLUE, size=8
+            )
     axes.set(xlim=(0, width), ylim=(height, 0))
     return figure
 
 
 def people(item: Hard) -> str:
-    """How people voted on the label, in words."""
+    """How people voted on the label: for it, for another digit, for neither ("?")."""
     if (error := item.label_error) is None:
         return ""
-    votes = ((f"{item.label}", error.for_label), (f"{error.guess}", error.for_guess), ("neither", error.for_neither))
+    votes = ((f"{item.label}", error.for_label), (f"{error.guess}", error.for_guess), ("?", error.for_neither))
     return ", ".join(f"{name} x{count}" for name, count in votes if count)
 
 

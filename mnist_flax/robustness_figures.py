@@ -55,7 +55,7 @@ def figure_corruptions(images: UInt8[np.ndarray, "images 28 28"]) -> Figure:
     """What the corruptions look like: an image as it is and at each severity, another image for each family."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.2, 14))
+    figure = Figure(figsize=(6.2, 12.4))
     axes = figure.subplots()
     for row, name in enumerate(FAMILIES):
         number = np.array([row % len(images)])
@@ -118,7 +118,10 @@ def figure_affine(affine: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure
 
 @styled
 def figure_calibration(calibration: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
-    """Accuracy against confidence, clean and corrupted, before and after temperature scaling."""
+    """Accuracy against confidence, clean and corrupted, before and after temperature scaling.
+
+    Bins of fewer than ten examples are left out.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.2, 3.9))
@@ -127,7 +130,7 @@ def figure_calibration(calibration: Mapping[str, Mapping[str, Mapping[str, Any]]
         for (when, part), colour, marker in zip(parts.items(), (VERMILION, BLUE), "os", strict=False):
             points = part["reliability"]
             error = 100 * part["expected_calibration_error"]
-            full = np.array(points["count"]) > 0
+            full = np.array(points["count"]) >= 10
             confidence, accuracy = (np.array(points[key], float)[full] for key in ("confidence", "accuracy"))
             label = f"{when}: {error:.2f} %"
             axes.plot(confidence, accuracy, color=colour, marker=marker, markersize=4, linewidth=1.6, label=label)

@@ -116,12 +116,11 @@ def test_affine_moves_digits_as_its_users_say():
     np.testing.assert_array_equal(shifted, np.roll(images, 3, axis=2))
 
 
-def test_edges_on_a_sheet_are_those_of_each_image_alone(digits):
-    rng = np.random.default_rng(0)
-    images = np.concatenate([digits[:8], rng.integers(0, 256, (3, SIZE, SIZE), dtype=np.uint8)])
-    found = corruptions.corrupt(images, "canny_edges", 5)
-    for image, edges in zip(images, found, strict=True):
-        np.testing.assert_array_equal(edges > 0, feature.canny(image / 255))
+def test_edges_are_mixed_into_the_image(digits):
+    for severity, share in zip(SEVERITIES, FAMILIES["canny_edges"].levels, strict=True):
+        found = corruptions.corrupt(digits[:8], "canny_edges", severity)
+        edges = 255.0 * np.array([feature.canny(image / 255) for image in digits[:8]])
+        np.testing.assert_allclose(found, (1 - share) * digits[:8] + share * edges, atol=0.5 + 1e-9)
 
 
 @pytest.mark.parametrize("name", ["glass_blur", "motion_blur"])
