@@ -33,13 +33,13 @@ def make_explain(run: Run, temperature: float) -> Callable[[UInt8[np.ndarray, "2
 
     from mnist_flax import inference, model
 
-    config = run.config.model
-    parameters = jax.device_put(inference.fold_batch_norm(config, run.variables))
+    network = run.model
+    parameters = jax.device_put(inference.fold_batch_norm(network, run.variables))
     patches = _patches()
     covering = patches.sum(axis=0)
 
     def log_odds(parameters, images: Float[Array, "batch 28 28"], target) -> Float[Array, " batch"]:
-        logits = inference.activations(config, parameters, images)["logits"] / temperature
+        logits = inference.activations(network, parameters, images)["logits"] / temperature
         others = jnp.where(jnp.arange(logits.shape[1]) == target, -jnp.inf, logits)
         return logits[:, target] - jax.nn.logsumexp(others, axis=1)
 
@@ -50,7 +50,7 @@ def make_explain(run: Run, temperature: float) -> Callable[[UInt8[np.ndarray, "2
         variants = jnp.concatenate([image[None], image * ~patches])
         odds = log_odds(parameters, variants, target)
         lost = jnp.tensordot(odds[0] - odds[1:], patches.astype(np.float32), 1) / covering
-        layers = inference.activations(config, parameters, image[None])
+        layers = inference.activations(network, parameters, image[None])
         return {name: x[0] for name, x in layers.items()}, gradient, lost
 
     def explain(image: UInt8[np.ndarray, "28 28"], target: int) -> Explanation:

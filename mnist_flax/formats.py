@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,7 +159,10 @@ def load_onnx(path: Path) -> Predict:
 
 
 def export_safetensors(trained: Run, calibration: Images, path: Path) -> None:
-    """Writes parameters and running statistics, named `params/conv0_kernel`; the config is in the metadata."""
+    """Writes parameters and running statistics, named `params/conv0_kernel`; the config is in the metadata.
+
+    Those of an ensemble are named `params/member0/conv0_kernel`.
+    """
     from flax.traverse_util import flatten_dict
     from safetensors.numpy import save_file
 
@@ -172,10 +175,13 @@ def load_safetensors(path: Path) -> Predict:
     from flax.traverse_util import unflatten_dict
     from safetensors import safe_open
 
+    from mnist_flax import train
+
     with safe_open(path, "numpy") as file:
-        metadata = file.metadata()
+        metadata = {key: json.loads(text) for key, text in file.metadata().items()}
         variables = unflatten_dict({name: file.get_tensor(name) for name in file.keys()}, sep="/")  # noqa: SIM118
-    return flax_predict(ConfigDict(json.loads(metadata["config"])), variables, json.loads(metadata["class_names"]))
+    configs = [ConfigDict(config) for config in metadata.get("members", [metadata["config"]])]
+    return flax_predict(train.make_network(configs, len(metadata["class_names"])), variables)
 
 
 FORMATS = {
@@ -186,15 +192,13 @@ FORMATS = {
 }
 
 
-def flax_predict(config: ConfigDict, variables: Mapping[str, Any], class_names: Sequence[str]) -> Predict:
+def flax_predict(network: Any, variables: Mapping[str, Any]) -> Predict:
     """The Flax model itself, in float32, from pixels to probabilities: what every export is held against."""
     import jax
 
-    from mnist_flax import model, train
+    from mnist_flax import model
 
-    config = ConfigDict(config.to_dict())
-    config.model.compute_dtype = "float32"
-    network: Any = model.make_model(config.model, train.hyperparameters(config), len(class_names))
+    network = network.clone(compute_dtype=np.dtype("float32"))
     apply = jax.jit(lambda variables, images: jax.nn.softmax(network.apply(variables, model.normalize(images))))
     return lambda images: np.asarray(apply(variables, images))
 
@@ -202,16 +206,16 @@ def flax_predict(config: ConfigDict, variables: Mapping[str, Any], class_names: 
 def _probabilities(trained: Run) -> Callable:
     from mnist_flax import inference
 
-    parameters = inference.fold_batch_norm(trained.config.model, trained.variables)
-    return lambda images: inference.probabilities(trained.config.model, parameters, images)
+    parameters = inference.fold_batch_norm(trained.model, trained.variables)
+    return lambda images: inference.probabilities(trained.model, parameters, images)
 
 
 def _metadata(trained: Run) -> dict[str, str]:
-    """What a file says about itself, as texts: the run's config and the names of the classes."""
-    return {
-        "config": json.dumps(trained.config.to_dict()),
-        "class_names": json.dumps(trained.class_names),
-    }
+    """What a file says about itself, as texts: the run's config (or those of its members), the names of the classes."""
+    metadata = {"config": trained.config.to_dict(), "class_names": trained.class_names}
+    if trained.members:
+        metadata["members"] = [config.to_dict() for config in trained.members]
+    return {key: json.dumps(value) for key, value in metadata.items()}
 
 
 @contextlib.contextmanager
@@ -310,7 +314,7 @@ def export(trained: Run, splits, name: str, directory: Path) -> Export:
     with workplace as temporary:
         draft = Path(temporary) / kind.file_name
         kind.write(trained, calibration_images(splits.train.images), draft)
-        models = {name: kind.load(draft), "Flax": flax_predict(trained.config, trained.variables, trained.class_names)}
+        models = {name: kind.load(draft), "Flax": flax_predict(trained.model, trained.variables)}
         comparison = compare(models[name], models["Flax"], splits.test, trained.config.eval_batch_size)
         check(comparison, kind)
         timings = {

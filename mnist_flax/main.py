@@ -11,6 +11,7 @@ from mnist_flax import config as config_lib
 
 _CONFIG, _ARGUMENTS = config_lib.define_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory; a new one under runs/ if not given.")
+_TRAIN_ONLY = flags.DEFINE_bool("train_only", False, "end before the test set is scored; without it the run goes on.")
 
 
 def main(argv: list[str]) -> int:
@@ -42,7 +43,8 @@ def main(argv: list[str]) -> int:
             stop.can_wait = True
             result = loop.fit(config, splits, len(data.CLASS_NAMES[config.dataset]), directory, mesh, stop)
             if result.finished:
-                conclude.conclude(config, splits, result, directory, mesh)
+                if not _TRAIN_ONLY.value:
+                    conclude.conclude(config, splits, result, directory, mesh)
                 return 0
     except KeyboardInterrupt:
         pass

@@ -82,6 +82,31 @@ def log_softmax(logits: Logits) -> Float[np.ndarray, "examples classes"]:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
+def ensemble_logits(logits: Float[np.ndarray, "runs examples classes"]) -> Logits:
+    """Logarithm of the mean over runs of their class probabilities, in float64."""
+    return np.logaddexp.reduce([log_softmax(each) for each in logits]) - math.log(len(logits))
+
+
+def ensemble_accuracies(
+    logits: Float[np.ndarray, "runs examples classes"], labels: Labels, size: int
+) -> Float[np.ndarray, " ensembles"]:
+    """Accuracy of each of the disjoint ensembles of `size` runs: the first `size`, the next `size` and so on.
+
+    Runs that are left over at the end take no part. Ensembles that share no run are independent draws, so that their
+    mean and standard deviation are those of an ensemble of freshly trained runs; the deviation over overlapping ones
+    would be too small.
+
+    Raises:
+      ValueError: `size` is not from 1 to the number of runs, or see `check`.
+    """
+    if not 1 <= size <= len(logits):
+        raise ValueError(f"there are no ensembles of {size} in {len(logits)} runs")
+    ensembles = [ensemble_logits(logits[i : i + size]) for i in range(0, len(logits) - size + 1, size)]
+    for each in ensembles:
+        check(each, labels)
+    return np.array([(each.argmax(axis=1) == labels).mean() for each in ensembles])
+
+
 def negative_log_likelihood(logits: Logits, labels: Labels) -> Float[np.ndarray, " examples"]:
     """Cross-entropy of each example in nats."""
     return -log_softmax(logits)[np.arange(len(labels)), labels]

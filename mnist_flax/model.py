@@ -3,13 +3,14 @@
 How a convolution is computed, and in which layout, is `conv.py`'s business: `impl` only passes through here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Key, UInt8
 from ml_collections import ConfigDict
 
@@ -97,6 +98,54 @@ class CNN(nn.Module):
         )
 
 
+class Ensemble(NamedTuple):
+    """Networks that answer together: the mean of their class probabilities.
+
+    Used as a `CNN` is, with the variables that `join` makes of theirs.
+    """
+
+    members: tuple[CNN, ...]
+
+    def init(self, *arguments) -> dict:
+        return join([member.init(*arguments) for member in self.members])
+
+    def apply(self, variables: Mapping[str, Any], images: Float[Array, "batch height width"]) -> Array:
+        """Logits [batch, classes]: the logarithm of the mean of the members' probabilities."""
+        return mean_logits(lambda member, part: member.apply(part, images), self.members, self.split(variables))
+
+    def clone(self, **updates) -> "Ensemble":
+        return Ensemble(tuple(member.clone(**updates) for member in self.members))
+
+    def split(self, variables: Mapping[str, Any]) -> list[dict]:
+        """The members' own variables."""
+        names = [f"member{i}" for i in range(len(self.members))]
+        return [{kind: parts[name] for kind, parts in variables.items() if name in parts} for name in names]
+
+
+def join(variables: Sequence[Mapping[str, Any]]) -> dict:
+    """The variables of an ensemble: those of its members as {"params": {"member0": ...}, "batch_stats": ...}."""
+    kinds = ("params", "batch_stats")
+    return {kind: {f"member{i}": part.get(kind, {}) for i, part in enumerate(variables)} for kind in kinds}
+
+
+def mean_logits(apply: Callable, members: Sequence[CNN], parts: Sequence[Any]) -> Float[Array, "batch classes"]:
+    """The logarithm of the mean over members of softmax(apply(member, part)).
+
+    Members of one architecture are one compiled loop: a member at a time fills a device, and compiles once for all;
+    unrolled, 15 networks of 7 layers compiled six times as long, and `vmap` would group their convolutions.
+    """
+    groups: dict[CNN, list] = {}
+    for member, part in zip(members, parts, strict=True):
+        groups.setdefault(member, []).append(part)
+
+    def log_probabilities(member: CNN, parts: list) -> Float[Array, "members batch classes"]:
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+        return lax.map(lambda part: jax.nn.log_softmax(apply(member, part)), stacked)
+
+    found = jnp.concatenate([log_probabilities(*group) for group in groups.items()])
+    return jax.nn.logsumexp(found, axis=0) - jnp.log(len(members))
+
+
 def drop(keys: Key[Array, " batch"], x: Array, rate, batch_position: int) -> Array:
     """Dropout (Srivastava et al. 2014): zeroes entries with probability `rate`, scales the rest by 1 / (1 - rate).
 
@@ -138,5 +187,6 @@ def normalize(images: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def first_kernel(variables: Mapping[str, Any]) -> Float[Array, "kernel_height kernel_width 1 channels"]:
-    """The filters that look at the image itself."""
-    return variables["params"]["conv0_kernel"]
+    """The filters that look at the image itself; of an ensemble, those of its first member."""
+    params = variables["params"]
+    return params.get("member0", params)["conv0_kernel"]

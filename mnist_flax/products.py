@@ -112,8 +112,13 @@ def _apart(function: Callable[..., Array], *operands: Array) -> Array:
     return lax.cond(always, function, lambda *_: jnp.zeros_like(first, result.dtype, result.shape), *operands)
 
 
+def _row_major(a: Float[Array, "m n"]) -> Float[Array, "m n"]:
+    """An array of its own, in row-major order: a branch that returns a vector has no choice of its layout."""
+    return _apart(lambda a: _numbers(_bits(a).reshape(-1), a.dtype), a).reshape(a.shape)
+
+
 def _transposed(a: Float[Array, "m n"]) -> Float[Array, "n m"]:
-    """The transpose as a row-major array of its own: a branch that returns a vector has no choice of its layout."""
+    """The transpose, likewise."""
     return _apart(lambda a: _numbers(_bits(a).T.reshape(-1), a.dtype), a).reshape(a.shape[::-1])
 
 
@@ -125,7 +130,7 @@ def _product(a: Float[Array, "m k"], b: Float[Array, "k n"]) -> Float[Array, "m 
 @jax.custom_vjp
 def dense(x: Float[Array, "batch in"], kernel: Matrix) -> Float[Array, "batch out"]:
     """`x @ kernel` in bfloat16, with gradients that are products of the fast form too."""
-    return _product(x, kernel).astype(x.dtype)
+    return _product(_row_major(x), kernel).astype(x.dtype)
 
 
 def _dense_fwd(x, kernel):
@@ -135,7 +140,7 @@ def _dense_fwd(x, kernel):
 def _dense_bwd(residuals, gradient):
     x, kernel = residuals
     d_x = _transposed(_product(kernel, _transposed(gradient)))
-    return d_x.astype(x.dtype), _product(_transposed(x), gradient).astype(kernel.dtype)
+    return d_x.astype(x.dtype), _product(_transposed(x), _row_major(gradient)).astype(kernel.dtype)
 
 
 dense.defvjp(_dense_fwd, _dense_bwd)

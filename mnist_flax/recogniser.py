@@ -71,10 +71,9 @@ def make_logits(run: Run) -> Recogniser:
 
     from mnist_flax import inference, model
 
-    config = run.config.model
-    parameters = inference.fold_batch_norm(config, run.variables)
+    parameters = inference.fold_batch_norm(run.model, run.variables)
     compiled = jax.jit(
-        lambda parameters, images: inference.activations(config, parameters, model.normalize(images))["logits"]
+        lambda parameters, images: inference.activations(run.model, parameters, model.normalize(images))["logits"]
     )
     parameters = jax.device_put(parameters)
 

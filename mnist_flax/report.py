@@ -25,8 +25,8 @@ CAPTIONS = {
     "as configured; validation comes after the epoch, without them, so it can be the better of the two.",
     "confusion_matrix": "What each label was read as. Mistakes are coloured, darker where there are more; "
     "recall is the share of a label's examples that were found.",
-    "filters": "The weights of the first layer: each filter answers to strokes that are bright where it is purple "
-    "and dark where it is orange.",
+    "filters": "The weights of the first layer (in an ensemble, of its first member): each filter answers to strokes "
+    "that are bright where it is purple and dark where it is orange.",
     "mistakes": "The mistakes that the model was surest of: the label in bold, the number of the example in the "
     "test split, what the model read and with which probability.",
     "reliability": "Can the probabilities be trusted? Of the examples read with a given confidence, how many were "
@@ -56,15 +56,17 @@ def write(
 ) -> Path:
     """Writes `figures/*.png` and `report.html` into a run directory, from the test split's logits.
 
-    `kernel` is that of the first layer, [height, width, 1, channels].
+    `kernel` is that of the first layer, [height, width, 1, channels]. An ensemble has no learning curves.
 
     Raises:
       UserError: the directory's metrics.jsonl or config.json cannot be read.
     """
-    records, recorded = read_records(directory / "metrics.jsonl"), run.read_json(directory / "config.json")
+    recorded = run.read_json(directory / "config.json")
     scores = metrics.evaluate_logits(logits, labels)
-    drawn = {
-        "learning_curves": figures.figure_learning_curves(records),
+    curves = {}
+    if "members" not in recorded:
+        curves["learning_curves"] = figures.figure_learning_curves(read_records(directory / "metrics.jsonl"))
+    drawn = curves | {
         "confusion_matrix": figures.figure_confusion(np.array(scores["confusion"]), class_names),
         "filters": figures.figure_filters(np.asarray(kernel)),
         "mistakes": figures.figure_mistakes(images, labels, logits, class_names),
@@ -140,7 +142,17 @@ def page(
         (class_names[row["class"]], f"{row['examples']:,}", percent(row["precision"]), percent(row["recall"]))
         for row in scores["per_class"]
     ]
-    settings = [(key.removeprefix("config."), plain(value)) for key, value in config_lib.flatten(recorded).items()]
+    members = [
+        (Path(member["path"]).name, str(member["seed"]), percent(member["test_accuracy"]))
+        for member in recorded.get("members", [])
+    ]
+    member_table = table(members, ("member", "seed", "test accuracy"))
+    whose = " of the first member" if members else ""
+    settings = [
+        (key.removeprefix("config."), plain(value))
+        for key, value in config_lib.flatten(recorded).items()
+        if key != "members"
+    ]
     captions = CAPTIONS | ROBUSTNESS_CAPTIONS
     figure_blocks = (figure_block(name, picture, captions[name]) for name, picture in pictures.items())
     return f"""<!DOCTYPE html>
@@ -160,8 +172,9 @@ def page(
 <div class="tables">
 <section><h2>Classes</h2>{table(classes, ("class", "examples", "precision", "recall"))}</section>
 <section><h2>Summary</h2>{table([(k.replace("_", " "), shown(k, v)) for k, v in summary.items()])}</section>
+{f"<section><h2>Members</h2>{member_table}</section>" if members else ""}
 </div>
-<section class="wide"><h2>Configuration and environment</h2>{table(settings)}</section>
+<section class="wide"><h2>Configuration{whose} and environment</h2>{table(settings)}</section>
 </main>
 </body>
 </html>

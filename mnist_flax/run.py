@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,13 +31,14 @@ CHECKPOINTS, FIGURES, TENSORBOARD = "checkpoints", "figures", "tb"
 
 
 class Run(NamedTuple):
-    """A trained model, read back from its run directory."""
+    """A trained model, read back from its run directory, or an ensemble of such models."""
 
     directory: Path
-    config: ConfigDict
-    model: Any  # mnist_flax.model.CNN
+    config: ConfigDict  # of an ensemble, that of its first member
+    model: Any  # mnist_flax.model.CNN or Ensemble
     variables: dict  # {"params", "batch_stats"}: what model.apply takes
     class_names: tuple[str, ...]
+    members: tuple[ConfigDict, ...] = ()  # of an ensemble
 
 
 def new_directory(config_name: str, root: Path = Path("runs")) -> Path:
@@ -63,16 +64,19 @@ def check_directory(directory: Path, config: ConfigDict) -> None:
         raise UserError(f"--workdir={directory} is a file: name a directory")
     recorded = directory / "config.json"
     if recorded.exists():
+        if read_members(directory):
+            raise UserError(f"--workdir={directory} holds an ensemble: use another directory")
         changes = config_lib.differences(read_config(directory), config)
         if changes:
             raise UserError(
                 f"--workdir={directory} holds a run of another config ({'; '.join(changes)}): use another directory"
             )
-    elif directory.exists() and {path.name for path in directory.iterdir()} - {_LOCK, "config.json.tmp"}:
+    elif directory.exists() and {path.name for path in directory.iterdir()} - UNRECORDED:
         raise UserError(f"--workdir={directory} is neither empty nor a run directory: use another directory")
 
 
 _LOCK = ".lock"
+UNRECORDED = {_LOCK, "config.json.tmp"}  # what may be there before config.json
 
 
 @contextlib.contextmanager
@@ -95,15 +99,21 @@ def claim(directory: Path) -> Iterator[None]:
         yield
 
 
-def write_config(directory: Path, config: ConfigDict, device: Mapping[str, Any]) -> None:
-    """Writes config.json, unless it is there: the config and what it ran on."""
-    if not (directory / "config.json").exists():
+def write_config(
+    directory: Path, config: ConfigDict, device: Mapping[str, Any], members: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Writes config.json, unless that of a run is there: the config and what it ran on.
+
+    `members` are an ensemble's, as `ensemble.read_member` gives them.
+    """
+    if members or not (directory / "config.json").exists():
         environment = {
             "versions": {name: _version(name) for name in _PACKAGES},
             "device": dict(device),
             "git_revision": _git_revision(),
         }
-        write_json(directory / "config.json", {"config": config.to_dict(), **environment})
+        ensemble = {"members": list(members)} if members else {}
+        write_json(directory / "config.json", {"config": config.to_dict(), **environment, **ensemble})
 
 
 def read_config(directory: Path) -> ConfigDict:
@@ -112,11 +122,44 @@ def read_config(directory: Path) -> ConfigDict:
     Raises:
       UserError: there is no run, or its config.json was damaged.
     """
+    return _config(directory, read_recorded(directory))
+
+
+def read_members(directory: Path) -> list[dict[str, Any]]:
+    """What an ensemble recorded of its members: path, seed, test_accuracy, config (a ConfigDict); [] for a run.
+
+    Raises:
+      UserError: there is neither, or its config.json was damaged.
+    """
+    members = read_recorded(directory).get("members", [])
+    kinds = {"path": str, "seed": int, "test_accuracy": float}
+    try:
+        return [
+            {name: kind(member[name]) for name, kind in kinds.items()} | {"config": _config(directory, member)}
+            for member in members
+        ]
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{directory / 'config.json'} was damaged: make the ensemble anew elsewhere") from error
+
+
+def read_recorded(directory: Path) -> dict[str, Any]:
+    """All of config.json.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
     path = directory / "config.json"
     if not path.exists():
         raise UserError(f"{directory} is no run directory: it has no config.json")
     recorded = read_json(path)
-    fields = recorded.get("config") if isinstance(recorded, dict) else None
+    if not isinstance(recorded, dict):
+        raise UserError(f"{path} does not describe a run: restore it, or train anew in another directory")
+    return recorded
+
+
+def _config(directory: Path, recorded: Mapping[str, Any]) -> ConfigDict:
+    path = directory / "config.json"
+    fields = recorded.get("config")
     if not isinstance(fields, dict):
         raise UserError(f"{path} does not describe a run: restore it, or train anew in another directory")
     config = config_lib.default_config()
@@ -137,21 +180,31 @@ def read_config(directory: Path) -> ConfigDict:
 def load_run(directory: Path | str, which: str | None = None) -> Run:
     """The model of a run, from its `last` or `best` checkpoint; by default the one that the config selects.
 
+    Also that of an ensemble, which has one checkpoint.
+
     Raises:
-      UserError: there is no such run.
+      UserError: there is no such run, or no such checkpoint.
       RunError: its checkpoint cannot be read.
     """
     directory = Path(directory)
-    config = read_config(directory)
+    config, members = read_config(directory), read_members(directory)
     if not (directory / CHECKPOINTS).is_dir():
-        raise UserError(f"{directory} has no checkpoint yet: let the run finish an epoch")
-    from mnist_flax import checkpoint, data, devices, model, train
+        ways = "run its command again" if members else "let the run finish an epoch"
+        raise UserError(f"{directory} has no checkpoint yet: {ways}")
+    if members and which:
+        raise UserError(f"{directory} is an ensemble, whose members were chosen when it was made: drop --checkpoint")
+    from mnist_flax import checkpoint, data, devices, train
 
-    names = data.CLASS_NAMES[config.dataset]
-    abstract = train.abstract_state(config, len(names), devices.make_mesh())
-    state, _ = checkpoint.load(directory / CHECKPOINTS, which or config.checkpoint.select, abstract)
-    network = model.make_model(config.model, train.hyperparameters(config), len(names))
-    return Run(directory, config, network, state.variables(), names)
+    names, mesh = data.CLASS_NAMES[config.dataset], devices.make_mesh()
+    configs = tuple(member["config"] for member in members)
+    network = train.make_network(configs or (config,), len(names))
+    if members:
+        variables, _ = checkpoint.load(directory / CHECKPOINTS, "last", train.abstract_variables(network, mesh))
+    else:
+        abstract = train.abstract_state(config, len(names), mesh)
+        state, _ = checkpoint.load(directory / CHECKPOINTS, which or config.checkpoint.select, abstract)
+        variables = state.variables()
+    return Run(directory, config, network, variables, names, configs)
 
 
 class Metrics:

@@ -4,8 +4,9 @@ Everything random in step `s` derives from `(seed, s, position in the batch)`, s
 whatever the number of devices, and the step number is all that resuming needs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import flax.struct
 import jax
@@ -21,7 +22,7 @@ from ml_collections import ConfigDict
 from mnist_flax.augment import augment
 from mnist_flax.config import flatten
 from mnist_flax.devices import BATCH_AXIS
-from mnist_flax.model import CNN, make_model, normalize
+from mnist_flax.model import CNN, Ensemble, make_model, normalize
 from mnist_flax.optimizer import Hyperparameters, make_optimizer, make_schedule, update_ema
 
 _INIT, _AUGMENT, _DROPOUT = range(3)  # purposes that keys are derived for
@@ -60,6 +61,12 @@ def hyperparameters(config: ConfigDict) -> dict[str, float]:
     return continuous | {"num_epochs": float(config.num_epochs)}
 
 
+def make_network(configs: Sequence[ConfigDict], num_classes: int) -> CNN | Ensemble:
+    """The network of one config, or the ensemble of several."""
+    networks = [make_model(config.model, hyperparameters(config), num_classes) for config in configs]
+    return Ensemble(tuple(networks)) if len(networks) > 1 else networks[0]
+
+
 def init_state(config: ConfigDict, num_classes: int, seed: Int[Array, ""] | int) -> TrainState:
     """A fresh state. Jit it: `seed` may be traced, the rest of the config is static."""
     hyper = hyperparameters(config)
@@ -82,9 +89,19 @@ def init_state(config: ConfigDict, num_classes: int, seed: Int[Array, ""] | int)
 
 def abstract_state(config: ConfigDict, num_classes: int, mesh: Mesh) -> TrainState:
     """Shapes, types and placement of a state: what a checkpoint is restored into, whatever devices saved it."""
-    shapes = jax.eval_shape(lambda: init_state(config, num_classes, 0))
+    return _replicated(lambda: init_state(config, num_classes, 0), mesh)
+
+
+def abstract_variables(network: CNN | Ensemble, mesh: Mesh) -> dict:
+    """The same for the variables alone of a network."""
+    return _replicated(lambda: network.init(jax.random.key(0), jnp.zeros((1, 28, 28))), mesh)
+
+
+def _replicated(init: Callable, mesh: Mesh) -> Any:
     replicated = NamedSharding(mesh, P())
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), shapes)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), jax.eval_shape(init)
+    )
 
 
 def _no_sums() -> Sums:
@@ -234,7 +251,9 @@ def split_batches(mesh: Mesh, images, labels, batch_size: int) -> tuple[Array, A
     return jax.device_put((images, labels), NamedSharding(mesh, P(None, BATCH_AXIS)))
 
 
-def evaluate_batches(model: CNN, variables: dict, images, labels) -> tuple[dict, Float[Array, "batches share classes"]]:
+def evaluate_batches(
+    model: CNN | Ensemble, variables: dict, images, labels
+) -> tuple[dict, Float[Array, "batches share classes"]]:
     """Mean loss and accuracy over a whole split, and this device's logits: see `make_evaluate`; within `BATCH_AXIS`."""
     logits = lax.map(lambda batch: model.apply(variables, normalize(batch)), images)
     real = labels >= 0
@@ -244,7 +263,7 @@ def evaluate_batches(model: CNN, variables: dict, images, labels) -> tuple[dict,
     return {"loss": loss / count, "accuracy": correct / count}, logits
 
 
-def make_evaluate(model: CNN, mesh: Mesh) -> Callable:
+def make_evaluate(model: CNN | Ensemble, mesh: Mesh) -> Callable:
     """Whole-split evaluation: `(variables, images, labels) -> ({"loss", "accuracy"}, logits)` of `split_batches`.
 
     Loss is the mean cross-entropy and accuracy the fraction correct over exactly the examples that are not padding.

@@ -193,6 +193,7 @@ def describe(reader: Reader) -> dict[str, Any]:
     return {
         "name": reader.run.directory.resolve().name,
         "dataset": reader.run.config.dataset,
+        "members": max(1, len(reader.run.members)),
         "parameters": int(sum(np.size(leaf) for leaf in jax.tree.leaves(reader.run.variables["params"]))),
         "test_accuracy": summary.get("test_accuracy"),
         "threshold": reader.threshold,

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from mnist_flax import explain, run
-from tests.test_inference import NETWORKS, model_config, random_variables
+from tests.test_inference import NETWORKS, model_config, network, random_variables
 
 TEMPERATURE = 1.3
 
@@ -11,7 +11,7 @@ TEMPERATURE = 1.3
 @pytest.fixture(scope="module", params=["plain", "norms"])
 def trained(request) -> run.Run:
     config = model_config(NETWORKS[request.param])
-    return run.Run(None, config, None, random_variables(config), tuple("0123456789"))
+    return run.Run(None, config, network(config), random_variables(config), tuple("0123456789"))
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +24,7 @@ def image() -> np.ndarray:
 @pytest.fixture(scope="module")
 def odds(trained):
     """Log-odds of a class for images in [0, 1], by the Linen model itself in float64 outside of it."""
-    from mnist_flax import train
-    from mnist_flax.model import make_model
-
-    model = make_model(trained.config.model, train.hyperparameters(trained.config), 10)
-    apply = jax.jit(lambda images: model.apply(trained.variables, images))
+    apply = jax.jit(lambda images: trained.model.apply(trained.variables, images))
 
     def log_odds(images, target: int) -> np.ndarray:
         logits = np.asarray(apply(np.asarray(images, np.float32)), np.float64) / TEMPERATURE

@@ -8,7 +8,7 @@ import pytest
 from mnist_flax import config as config_lib
 from mnist_flax import data, devices, formats, loop, run
 from mnist_flax.cli import RunError, UserError
-from tests.test_inference import model_config, random_variables
+from tests.test_inference import model_config, network, random_variables
 
 IN_ONNX = ("jax2onnx", "onnx", "onnxruntime")
 
@@ -99,7 +99,7 @@ def test_onnx_is_compact_and_standard(trained, splits, tmp_path):
     assert properties["config"]["dataset"] == "digits"
     # An implementation of ONNX in NumPy, which knows nothing of ONNX Runtime's.
     (result,) = onnx.reference.ReferenceEvaluator(model).run(None, {"images": splits.test.images[:3]})
-    expected = formats.flax_predict(trained.config, trained.variables, trained.class_names)(splits.test.images[:3])
+    expected = formats.flax_predict(trained.model, trained.variables)(splits.test.images[:3])
     np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
@@ -204,10 +204,10 @@ def test_calibration_images_are_spread_over_the_training_split():
 def test_an_onnx_file_with_large_kernels_stands_alone(splits, tmp_path):
     needs(*IN_ONNX)
     config = model_config({"channels": (8,), "pool_sizes": (1,), "dense": (64,)})  # 1.6 MB of them
-    large = run.Run(tmp_path, config, None, random_variables(config), tuple("0123456789"))
+    large = run.Run(tmp_path, config, network(config), random_variables(config), tuple("0123456789"))
     formats.export_onnx(large, splits.train.images, tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     predict = formats.load_onnx((tmp_path / "model.onnx").rename(tmp_path / "elsewhere.onnx"))
-    reference = formats.flax_predict(config, large.variables, large.class_names)
+    reference = formats.flax_predict(large.model, large.variables)
     images = splits.test.images[:9]
     np.testing.assert_allclose(predict(images), reference(images), atol=1e-5)

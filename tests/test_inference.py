@@ -37,9 +37,12 @@ def random_variables(config, seed: int = 0) -> dict:
     return jax.tree_util.tree_map_with_path(shaken, {"params": state.params, "batch_stats": state.batch_stats})
 
 
+def network(config):
+    return make_model(config.model, train.hyperparameters(config), 10)
+
+
 def linen_logits(config, variables, images):
-    model = make_model(config.model, train.hyperparameters(config), 10)
-    return jax.jit(model.apply)(variables, normalize(images))
+    return jax.jit(network(config).apply)(variables, normalize(images))
 
 
 @pytest.fixture
@@ -52,8 +55,8 @@ def test_plain_function_gives_what_the_linen_model_gives(name, images):
     config = model_config(NETWORKS[name])
     variables = random_variables(config)
     expected = jax.nn.softmax(linen_logits(config, variables, images))
-    parameters = inference.fold_batch_norm(config.model, variables)
-    result = jax.jit(lambda images: inference.probabilities(config.model, parameters, images))(images)
+    parameters = inference.fold_batch_norm(network(config), variables)
+    result = jax.jit(lambda images: inference.probabilities(network(config), parameters, images))(images)
     assert result.dtype == jnp.float32
     assert float(expected.max(1).min()) < 0.999  # not saturated: a difference would show
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
@@ -63,7 +66,7 @@ def test_folded_parameters_are_those_of_a_model_without_batch_norm(images):
     config = model_config(NETWORKS["norms"])
     variables = random_variables(config)
     expected = linen_logits(config, variables, images)
-    parameters = inference.fold_batch_norm(config.model, variables)
+    parameters = inference.fold_batch_norm(network(config), variables)
     config.model.batch_norm = config.model.logits_batch_norm = False
     shapes = jax.eval_shape(lambda: train.init_state(config, 10, 0)).params
     assert jax.tree.map(jnp.shape, parameters) == jax.tree.map(jnp.shape, shapes)
@@ -76,7 +79,7 @@ def test_folding_is_exact_where_variances_are_tiny():
     variables = random_variables(config)
     variables["batch_stats"]["norm0"]["var"] = jnp.zeros(2)
     kernel, norm = variables["params"]["conv0_kernel"], variables["params"]["norm0"]
-    folded = inference.fold_batch_norm(config.model, variables)
+    folded = inference.fold_batch_norm(network(config), variables)
     factor = np.asarray(norm["scale"], np.float64) / np.sqrt(1e-5)
     np.testing.assert_allclose(folded["conv0_kernel"], np.asarray(kernel) * factor, rtol=1e-6)
     shift = np.asarray(norm["bias"], np.float64) - np.asarray(variables["batch_stats"]["norm0"]["mean"]) * factor

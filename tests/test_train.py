@@ -67,6 +67,16 @@ def reference_step(config, params, images, labels):
     return value, grads
 
 
+@pytest.mark.parametrize("head", ["flatten", "average"])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_bfloat16_runs_with_every_head(examples, head, batch_norm):
+    """XLA chooses layouts by what surrounds a product, and some it cannot multiply in bfloat16."""
+    config = config_for(**{"model.compute_dtype": "bfloat16", "model.head": head, "model.batch_norm": batch_norm})
+    config.model.dense, config.optimizer.learning_rate = (), 1e-3
+    (_, last), _ = steps(config, examples, 0, 2)
+    assert int(last["step"]) == 2 and 1.5 < float(last["sums"].loss) / int(last["sums"].examples) < 5.0
+
+
 def test_a_step_is_the_one_written_with_lax_alone(examples):
     config = config_for(**{"model.dropout_rate": 0.0, "optimizer.label_smoothing": 0.1, "optimizer.momentum": 0.0})
     start = train.init_state(config, 10, 0)

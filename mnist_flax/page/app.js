@@ -124,8 +124,10 @@ ask("api/run").then(
   (described) => {
     run = described;
     const accuracy = run.test_accuracy === null ? "" : `, ${(100 * run.test_accuracy).toFixed(2)} % right on the test set`;
+    const networks = run.members > 1 ? `${run.members} networks that answer together, ` : "";
+    if (run.members > 1) element("layers-whose").textContent = `These are of the first of the ${run.members} networks.`;
     element("run").textContent =
-      `Run ${run.name}: ${run.parameters.toLocaleString("en")} parameters, trained on ${run.dataset}${accuracy}.`;
+      `Run ${run.name}: ${networks}${run.parameters.toLocaleString("en")} parameters, trained on ${run.dataset}${accuracy}.`;
     answer.describe(run.threshold);
   },
   (error) => showProblem(error.message),

@@ -1,0 +1,35 @@
+"""The best accuracy of one network: five convolutions with batch norm, 20 epochs of Muon, augmentation, averages.
+
+    python -m mnist_flax.main --config=configs/record.py
+
+Trained on all 60,000 training examples, nothing chosen on test data: experiments/record says how, and reruns the claim.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config()
+    config.validation_examples = 0
+
+    config.model.channels = (32, 64, 64, 128, 128)
+    config.model.kernel_sizes = (5, 3, 3, 3, 3)
+    config.model.pool_sizes = (2, 1, 2, 1, 1)
+    config.model.batch_norm = True
+    config.model.conv_dropout_rate = 0.1
+    config.model.head = "average"
+    config.model.dense = ()
+    config.model.dropout_rate = 0.0
+
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 1e-2
+    config.optimizer.schedule = "one_cycle"
+    config.optimizer.warmup_epochs = 2.0
+    config.optimizer.label_smoothing = 0.05
+
+    config.augment.shift = 2.8
+
+    config.num_epochs = 20
+    return config

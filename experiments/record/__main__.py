@@ -1,0 +1,50 @@
+"""Trains a recipe and a reference over many seeds, then scores them all: `python -m experiments.record`.
+
+    python -m experiments.record [--seeds=5] [--processes=2] [--workdir=DIR] [-- --config.KEY=VALUE ...]
+
+Every run is `mnist_flax.main` with its own seed, trained without a look at the test set. Only when the last one has
+trained are they scored, averaged to ensembles, and compared by McNemar's test. Stop the command as you like and give it
+again: finished runs stay, interrupted ones go on. What follows `--` goes to every training command.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from experiments.record import results, runs
+from mnist_flax import cli
+
+_SEEDS = flags.DEFINE_integer("seeds", 5, "runs of each recipe, with seeds 0, 1, ...", lower_bound=2)
+_ENSEMBLE = flags.DEFINE_integer("ensemble", 5, "members of an ensemble", lower_bound=2)
+_PROCESSES = flags.DEFINE_integer("processes", 1, "trainings at once, each on its share of the cores", lower_bound=1)
+_RECIPE = flags.DEFINE_string("recipe", "configs/record.py", "the config whose claim it is")
+_REFERENCE = flags.DEFINE_string("reference", "configs/default.py", "the config that it is compared with")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/record", "directory of all runs and of the results")
+
+
+def main(argv: list[str]) -> int:
+    if _ENSEMBLE.value > _SEEDS.value:
+        raise cli.UserError(f"--ensemble={_ENSEMBLE.value} takes at least as many seeds: --seeds={_ENSEMBLE.value}")
+    for path in (_RECIPE.value, _REFERENCE.value):
+        if not Path(path).is_file():
+            raise cli.UserError(f"{path} is no config file")
+    place = Path(_WORKDIR.value)
+    recipe, reference = (
+        [
+            runs.Training(path, seed, place / Path(path).stem / str(seed), tuple(argv[1:]))
+            for seed in range(_SEEDS.value)
+        ]
+        for path in (_RECIPE.value, _REFERENCE.value)
+    )
+    stop = cli.Stop()
+    stop.can_wait = True
+    for stage in ("train", "score"):
+        if not runs.complete([*recipe, *reference], stage, _PROCESSES.value, stop):
+            print("stopped; the same command goes on from here")
+            return 0
+    results.write(place, recipe, reference, _ENSEMBLE.value)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

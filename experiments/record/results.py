@@ -1,0 +1,144 @@
+"""What the runs of a record say: a table of seeds, its mean and interval, and McNemar's test against the reference."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from experiments.record.runs import Training
+from experiments.summarize import mean_interval
+from mnist_flax import metrics, progress, run
+
+Correct = Bool[np.ndarray, " examples"]
+
+
+def mcnemar(first: Correct, second: Correct) -> dict[str, Any]:
+    """McNemar's exact test (McNemar 1947; Dietterich 1998) of two classifiers on the same examples.
+
+    `only_first` and `only_second` count examples that just one of them gets right. `p_value` is two-sided: how likely
+    so uneven a split, or a more uneven one, is if both have the same error rate.
+    """
+    from scipy import stats
+
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    differing = only_first + only_second
+    p_value = float(stats.binomtest(only_first, differing).pvalue) if differing else 1.0
+    return {"only_first": only_first, "only_second": only_second, "p_value": p_value}
+
+
+def write(place: Path, recipe: Sequence[Training], reference: Sequence[Training], size: int) -> None:
+    """Scores all runs together, prints the table, and writes results.json and results.md in `place`."""
+    logits, labels = _test_logits(recipe)
+    reference_logits, _ = _test_logits(reference)
+    found = score(logits, reference_logits, labels, size)
+    found["train_minutes"] = [_summary(training)["train_seconds"] / 60 for training in recipe]
+    found["device"] = _summary(recipe[0])["device"]
+    found["dataset"] = _summary(recipe[0])["dataset"]
+    names = [Path(each[0].recipe).stem for each in (recipe, reference)]
+    run.write_json(place / "results.json", {"recipe": names[0], "reference": names[1], **found})
+    text = markdown(found, *names)
+    (place / "results.md").write_text(text)
+    progress.console.print(text)
+    members = [str(training.directory) for training in recipe[:size]]
+    ensemble = place / f"ensemble_{size}"
+    command = [sys.executable, "-m", "mnist_flax.ensemble", *members, f"--workdir={ensemble}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    progress.console.print(f"written: {place / 'results.json'}, {place / 'results.md'} and the ensemble {ensemble}")
+
+
+def score(
+    logits: Float[np.ndarray, "runs examples classes"],
+    reference_logits: Float[np.ndarray, "runs examples classes"],
+    labels: Int[np.ndarray, " examples"],
+    size: int,
+) -> dict[str, Any]:
+    """Accuracies of the runs of both recipes, of disjoint ensembles of `size`, and the tests between them.
+
+    Runs are paired by their place. `ensemble_test` compares the first ensemble of each recipe, since the runs of one
+    recipe err on the same examples and cannot be pooled in one test.
+    """
+    correct, reference_correct = (each.argmax(-1) == labels for each in (logits, reference_logits))
+    accuracies, reference_accuracies = correct.mean(1), reference_correct.mean(1)
+    first, reference_first = (
+        metrics.ensemble_logits(each[:size]).argmax(-1) == labels for each in (logits, reference_logits)
+    )
+    return {
+        "accuracy": _spread(accuracies),
+        "reference_accuracy": _spread(reference_accuracies),
+        "difference": _spread(accuracies - reference_accuracies),
+        "tests": [mcnemar(*pair) for pair in zip(correct, reference_correct, strict=True)],
+        "ensemble_size": size,
+        "ensemble_accuracy": _spread(metrics.ensemble_accuracies(logits, labels, size)),
+        "reference_ensemble_accuracy": _spread(metrics.ensemble_accuracies(reference_logits, labels, size)),
+        "ensemble_test": mcnemar(first, reference_first),
+    }
+
+
+def _spread(values: Float[np.ndarray, " n"]) -> dict[str, Any]:
+    mean, deviation, half = mean_interval(values.tolist())
+    return {"values": values.tolist(), "mean": mean, "deviation": deviation, "half_interval": half}
+
+
+def markdown(found: dict[str, Any], recipe: str, reference: str) -> str:
+    """The table of seeds, and what is said of them together."""
+    rows = [
+        f"| seed | {recipe} | {reference} | only {recipe} right | only {reference} right | p | minutes |",
+        "|" + "---|" * 7,
+    ]
+    columns = (
+        found["accuracy"]["values"],
+        found["reference_accuracy"]["values"],
+        found["tests"],
+        found["train_minutes"],
+    )
+    for seed, (accuracy, other, test, minutes) in enumerate(zip(*columns, strict=True)):
+        cells = (f"{accuracy:.2%}", f"{other:.2%}", *map(str, (test["only_first"], test["only_second"])))
+        rows.append(f"| {seed} | {' | '.join(cells)} | {test['p_value']:.2g} | {minutes:.1f} |")
+    size, test = found["ensemble_size"], found["ensemble_test"]
+    lines = [
+        f"{name}: {_said(found[key])}"
+        for name, key in (
+            (recipe, "accuracy"),
+            (reference, "reference_accuracy"),
+            ("difference", "difference"),
+            (f"{recipe}, disjoint ensembles of {size}", "ensemble_accuracy"),
+            (f"{reference}, disjoint ensembles of {size}", "reference_ensemble_accuracy"),
+        )
+    ]
+    lines.append(
+        f"McNemar's test of the first ensembles: {test['only_first']} digits that only {recipe} gets right, "
+        f"{test['only_second']} that only {reference} does, p = {test['p_value']:.2g}"
+    )
+    return "\n".join([*rows, "", *(f"- {line}" for line in lines), ""])
+
+
+def _said(spread: dict[str, Any]) -> str:
+    count, mean = len(spread["values"]), f"{spread['mean']:.3%}"
+    if count == 1:
+        return f"{mean} (n = 1)"
+    low, high = (spread["mean"] + sign * spread["half_interval"] for sign in (-1, 1))
+    interval = f"95 % interval {low:.3%} to {high:.3%}"
+    return f"mean {mean}, standard deviation {spread['deviation']:.3%}, {interval} (n = {count})"
+
+
+def _test_logits(trainings: Sequence[Training]) -> tuple[Float[np.ndarray, "runs examples classes"], Any]:
+    from mnist_flax import data, devices, evaluate, train
+
+    mesh, logits, test = devices.make_mesh(), [], None
+    for training in trainings:
+        trained = run.load_run(training.directory)
+        test = test or data.load(trained.config).test
+        evaluation = train.make_evaluate(trained.model, mesh)
+        logits.append(evaluate.split_logits(evaluation, trained.variables, test, trained.config.eval_batch_size, mesh))
+    assert test is not None
+    return np.stack(logits), test.labels
+
+
+def _summary(training: Training) -> dict[str, Any]:
+    summary = run.read_summary(training.directory)
+    assert summary is not None  # `runs.complete` saw to that
+    return summary

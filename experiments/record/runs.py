@@ -1,0 +1,148 @@
+"""Many runs of `mnist_flax.main`, a few at a time, each in its own process on its own cores."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mnist_flax import progress, run
+from mnist_flax.cli import RunError
+
+_POLL_SECONDS = 0.5
+
+
+class Training(NamedTuple):
+    """One run of one recipe."""
+
+    recipe: str
+    seed: int
+    directory: Path
+    overrides: tuple[str, ...]  # --config.KEY=VALUE
+
+    @property
+    def name(self) -> str:
+        return f"{Path(self.recipe).stem} {self.seed}"
+
+    @property
+    def log(self) -> Path:
+        """What its processes printed; the run directory itself is main's alone."""
+        return self.directory.with_name(f"{self.directory.name}.log")
+
+    def command(self, stage: str) -> list[str]:
+        flags = [f"--config={self.recipe}", *self.overrides, f"--config.seed={self.seed}"]
+        only = ["--train_only"] if stage == "train" else []
+        return [sys.executable, "-m", "mnist_flax.main", *flags, f"--workdir={self.directory}", *only]
+
+    def share_trained(self) -> float:
+        """Epochs recorded over epochs to do; 0 before it began."""
+        recorded, metrics = self.directory / "config.json", self.directory / "metrics.jsonl"
+        if not (recorded.exists() and metrics.exists()):
+            return 0.0
+        epochs = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines(True) if line.endswith("\n")]
+        return max(epochs, default=0) / json.loads(recorded.read_text())["config"]["num_epochs"]
+
+
+def complete(trainings: Sequence[Training], stage: str, processes: int, stop: Callable[[], bool]) -> bool:
+    """Brings all runs through a stage: "train", which the test set has no part in, or "score".
+
+    Runs that were scored are left alone. False when `stop()` came first: what was under way has saved its state.
+
+    Raises:
+      RunError: a run failed; the others were stopped, and resume.
+    """
+    waiting = [training for training in trainings if run.read_summary(training.directory) is None]
+    done = len(trainings) - len(waiting)
+    shares = _core_shares(processes)
+    running: dict[int, tuple[Training, subprocess.Popen]] = {}
+    with _bar(stage, len(trainings)) as show:
+        try:
+            while waiting or running:
+                for slot in range(processes):
+                    if waiting and slot not in running and not stop():
+                        training = waiting.pop(0)
+                        running[slot] = training, _start(training, stage, shares[slot])
+                for slot, (training, process) in list(running.items()):
+                    if process.poll() is not None:
+                        del running[slot]
+                        if process.returncode:
+                            raise RunError(
+                                f"{training.name} ended with status {process.returncode}, as {training.log} tells: "
+                                "put that right and give the same command again"
+                            )
+                        done += 1
+                under_way = sum(training.share_trained() for training, _ in running.values())
+                show(done + (under_way if stage == "train" else 0.0))
+                if stop():
+                    return False
+                time.sleep(_POLL_SECONDS)
+        finally:
+            for _, process in running.values():
+                process.send_signal(signal.SIGTERM)
+            for _, process in running.values():
+                process.wait()
+    return True
+
+
+def _start(training: Training, stage: str, cores: set[int]) -> subprocess.Popen:
+    training.directory.parent.mkdir(parents=True, exist_ok=True)
+    with training.log.open("a") as log, _pinned(cores):  # a child inherits the cores
+        # In a session of its own: Ctrl-C reaches this process alone, which then asks each run once to stop.
+        return subprocess.Popen(training.command(stage), stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+@contextlib.contextmanager
+def _pinned(cores: set[int]) -> Iterator[None]:
+    if not cores:
+        yield
+        return
+    everywhere = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, everywhere)
+
+
+def _core_shares(processes: int) -> list[set[int]]:
+    """The cores of each process: a part of those that this one may use, or all where there are too few.
+
+    Two trainings on a core each do a fifth more than one after the other on both, which wait for each other.
+    """
+    if not hasattr(os, "sched_getaffinity"):  # macOS leaves no choice
+        return [set()] * processes
+    cores = sorted(os.sched_getaffinity(0))
+    return [set(cores[slot::processes]) or set(cores) for slot in range(processes)]
+
+
+@contextlib.contextmanager
+def _bar(stage: str, total: int) -> Iterator[Callable[[float], None]]:
+    """Shows how many runs are done: a live bar in a terminal, a line whenever one more is elsewhere."""
+    if progress.console.is_terminal:
+        columns = (BarColumn(), TextColumn("{task.completed:.1f}/{task.total} runs"), TimeElapsedColumn())
+        with Progress(TextColumn(stage), *columns, TimeRemainingColumn(), console=progress.console) as bar:
+            task = bar.add_task("", total=total)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    started, first, said = time.monotonic(), None, -1
+
+    def say(done: float) -> None:
+        nonlocal first, said
+        first = done if first is None else first
+        if int(done) == said:
+            return
+        said = int(done)
+        line = f"{stage}: {said} of {total} runs"
+        if first < done < total:
+            left = (time.monotonic() - started) / (done - first) * (total - done)
+            line += f", about {left / 60:.0f} minutes left"
+        progress.console.print(line)
+
+    yield say

@@ -1,0 +1,221 @@
+"""Makes one model of several runs: `python -m mnist_flax.ensemble RUN RUN... [--workdir=DIR] [--disjoint=K]`.
+
+It answers with the mean of their class probabilities (Lakshminarayanan et al. 2017), each member weighing the same. Its
+directory holds copies of their parameters and serves every other tool as that of a run does; members are taken as they
+are named, and nothing is chosen by the test split, which is scored once.
+"""
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from mnist_flax import cli, run
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory of the ensemble; a new one under runs/ if not given.")
+_DISJOINT = flags.DEFINE_integer(
+    "disjoint",
+    None,
+    "also score ensembles of this many members that share none, in the order of the runs: mean and deviation.",
+    lower_bound=1,
+)
+
+Member = dict[str, Any]  # what `read_member` gives
+
+
+def read_member(path: Path) -> Member:
+    """What an ensemble records of a finished run.
+
+    Raises:
+      UserError: there is no such run, it is not finished, or it is an ensemble.
+    """
+    config = run.read_config(path)
+    if run.read_members(path):
+        raise cli.UserError(f"{path} is an ensemble: name the runs that it was made of")
+    summary = run.read_summary(path)
+    if summary is None:
+        raise cli.UserError(f"{path} is not finished: run its training command again, then this one")
+    return {
+        "path": str(path),
+        "seed": config.seed,
+        "git_revision": run.read_recorded(path).get("git_revision"),
+        "test_accuracy": summary["test_accuracy"],
+        "train_seconds": summary["train_seconds"],
+        "config": config.to_dict(),
+    }
+
+
+def check_members(members: Sequence[Member]) -> None:
+    """Raises UserError unless they agree in what the ensemble is scored and calibrated on."""
+    first = members[0]
+    for field, consequence in (
+        ("dataset", "an ensemble is of one dataset"),
+        ("validation_examples", "an ensemble is calibrated on examples that no member was trained on"),
+    ):
+        for member in members:
+            values = [each["config"][field] for each in (first, member)]
+            if values[0] != values[1]:
+                both = f"{values[0]} in {first['path']} and {values[1]} in {member['path']}"
+                raise cli.UserError(f"config.{field} is {both}: {consequence}")
+
+
+def check_directory(directory: Path, paths: Sequence[Path]) -> None:
+    """Raises UserError for a directory that holds something else than an ensemble of these runs."""
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise cli.UserError(f"--workdir={directory} is a file: name a directory")
+    if not (directory / "config.json").exists():
+        if {path.name for path in directory.iterdir()} - run.UNRECORDED:
+            raise cli.UserError(f"--workdir={directory} is neither empty nor an ensemble: use another directory")
+        return
+    recorded = [member["path"] for member in run.read_members(directory)]
+    if not recorded:
+        raise cli.UserError(f"--workdir={directory} holds a run: use another directory")
+    if sorted(recorded) != sorted(map(str, paths)):
+        raise cli.UserError(f"--workdir={directory} holds an ensemble of other runs: use another directory")
+
+
+def check_different(runs: Sequence[run.Run]) -> None:
+    """Raises UserError for two runs that are one and the same network, such as a run and its copy."""
+    import jax
+
+    seen: dict[tuple[bytes, ...], Path] = {}
+    for each in runs:
+        content = tuple(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(each.variables["params"]))
+        if content in seen:
+            raise cli.UserError(f"{seen[content]} and {each.directory} are the same network: name it once")
+        seen[content] = each.directory
+
+
+def make(directory: Path, members: Sequence[Member]) -> dict[str, Any]:
+    """Writes an ensemble of runs into a directory, summary.json last; gives the summary.
+
+    Raises:
+      UserError: two runs are the same network, or the directory or the dataset cannot be used.
+      RunError: a member's checkpoint cannot be read, or the ensemble's not be written.
+    """
+    from mnist_flax import checkpoint, data, devices, model
+
+    runs = [run.load_run(member["path"]) for member in members]
+    check_different(runs)
+    splits = data.load(runs[0].config)
+    with run.claim(directory):
+        check_directory(directory, [each.directory for each in runs])  # another process may have come first
+        shutil.rmtree(directory / run.CHECKPOINTS, ignore_errors=True)  # of one that was not finished
+        run.write_config(directory, runs[0].config, devices.describe(devices.make_mesh()), members)
+        checkpoints = checkpoint.Checkpoints(directory / run.CHECKPOINTS, keep=1)
+        checkpoints.save(0, model.join([each.variables for each in runs]), {}, None)
+        checkpoints.close()
+        return conclude(run.load_run(directory), members, splits)
+
+
+def conclude(ensemble: run.Run, members: Sequence[Member], splits) -> dict[str, Any]:
+    """Scores an ensemble, the test split once; writes figures, report and, last of all, summary.json."""
+    import jax
+
+    from mnist_flax import devices, evaluate, metrics, model, report, train
+
+    config, directory, mesh = ensemble.config, ensemble.directory, devices.make_mesh()
+    evaluation = train.make_evaluate(ensemble.model, mesh)
+
+    def split_logits(split) -> np.ndarray:
+        return evaluate.split_logits(evaluation, ensemble.variables, split, config.eval_batch_size, mesh)
+
+    logits = split_logits(splits.test)
+    test = metrics.evaluate_logits(logits, splits.test.labels)
+    seconds = time.perf_counter() - cli.STARTED
+    run.write_json(directory / "evaluation_test.json", {"dataset": config.dataset, "split": "test"} | test)
+    validation_accuracy = None
+    if len(splits.validation.labels):
+        scores = metrics.evaluate_logits(split_logits(splits.validation), splits.validation.labels)
+        validation_accuracy = scores["accuracy"]
+    device = devices.describe(mesh)
+    summary = {
+        "dataset": config.dataset,
+        "members": len(members),
+        "seed": config.seed,  # of the first member
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(ensemble.variables["params"])),
+        "train_accuracy": None,  # would take longer than all the rest; `evaluate --split=train` gives it
+        "validation_accuracy": validation_accuracy,
+        "members_test_accuracy": float(np.mean([member["test_accuracy"] for member in members])),
+        "test_accuracy": test["accuracy"],
+        "test_loss": test["negative_log_likelihood"],
+        "test_errors": test["errors"],
+        "train_seconds": sum(member["train_seconds"] for member in members),
+        "test_seconds": seconds,
+        "total_seconds": seconds,
+        "device": f"{device['count']} x {device['kind']}",
+    }
+    report.write(
+        directory,
+        summary=summary,
+        images=splits.test.images,
+        labels=splits.test.labels,
+        logits=logits,
+        kernel=model.first_kernel(ensemble.variables),
+        class_names=ensemble.class_names,
+    )
+    summary["total_seconds"] = time.perf_counter() - cli.STARTED
+    run.write_json(directory / "summary.json", summary)
+    return summary
+
+
+def score_disjoint(ensemble: run.Run, size: int) -> dict[str, Any]:
+    """Test accuracy of disjoint ensembles of `size` members, the first ones, the next ones and so on.
+
+    Gives `size`, `test_accuracies`, their `mean` and sample standard `deviation`.
+    """
+    from mnist_flax import data, devices, evaluate, metrics, train
+
+    config, mesh = ensemble.config, devices.make_mesh()
+    test = data.load(config).test
+    evaluations = {network: train.make_evaluate(network, mesh) for network in ensemble.model.members}
+    logits = [
+        evaluate.split_logits(evaluations[network], variables, test, config.eval_batch_size, mesh)
+        for network, variables in zip(ensemble.model.members, ensemble.model.split(ensemble.variables), strict=True)
+    ]
+    accuracies = metrics.ensemble_accuracies(np.stack(logits), test.labels, size)
+    deviation = float(accuracies.std(ddof=1))
+    return {
+        "size": size,
+        "test_accuracies": accuracies.tolist(),
+        "mean": float(accuracies.mean()),
+        "deviation": deviation,
+    }
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) < 3:
+        raise cli.UserError("name two or more finished runs: python -m mnist_flax.ensemble RUN RUN...")
+    paths, size = [Path(argument).resolve() for argument in argv[1:]], _DISJOINT.value
+    if len(set(paths)) < len(paths):
+        raise cli.UserError(f"{max(paths, key=paths.count)} is named more than once: name each run once")
+    if size and len(paths) < 2 * size:
+        raise cli.UserError(f"--disjoint={size} needs {2 * size} runs or more to compare ensembles, not {len(paths)}")
+    directory = Path(_WORKDIR.value or run.new_directory("ensemble"))
+    print(directory, flush=True)
+    check_directory(directory, paths)
+    from mnist_flax import devices, progress
+
+    devices.keep_compiled_programs()
+    summary = run.read_summary(directory)
+    if summary is None:
+        members = [read_member(path) for path in paths]
+        check_members(members)
+        summary = make(directory, members)
+    progress.print_summary(summary)
+    if size:
+        scores = score_disjoint(run.load_run(directory), size)
+        run.write_json(directory / f"disjoint_{size}.json", scores)
+        shown = ", ".join(f"{accuracy:.2%}" for accuracy in scores["test_accuracies"])
+        print(f"disjoint ensembles of {size}: test accuracy {shown}")
+        print(f"mean {scores['mean']:.3%}, standard deviation {scores['deviation']:.3%}, n = {len(paths) // size}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
