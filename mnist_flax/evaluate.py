@@ -1,4 +1,4 @@
-"""Scores a trained model on a whole split: `python -m mnist_flax.evaluate RUN [--split=test]`."""
+"""Scores a trained model on a whole split: `python -m mnist_flax.evaluate RUN [--split=test] [--corruptions]`."""
 
 from collections.abc import Callable
 
@@ -15,6 +15,9 @@ _CHECKPOINT = flags.DEFINE_enum(
     None,
     ["last", "best"],
     "which checkpoint; by default the one that the run's config selects.",
+)
+_CORRUPTIONS = flags.DEFINE_bool(
+    "corruptions", False, "instead, how well the split is read corrupted, turned, scaled and shifted, and how surely."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "where the dataset is, if it moved since the run.")
 
@@ -42,6 +45,10 @@ def main(argv: list[str]) -> None:
         raise cli.UserError("name one run directory: python -m mnist_flax.evaluate RUN")
     from mnist_flax import data, devices, metrics, progress, run, train
 
+    if _CORRUPTIONS.value:
+        from mnist_flax import reading
+
+        reading.require_packages()
     trained = run.load_run(argv[1], _CHECKPOINT.value)
     config = trained.config
     if _DATA_DIR.value:
@@ -50,6 +57,11 @@ def main(argv: list[str]) -> None:
     if not len(split.labels):
         raise cli.UserError(f"the run has no {_SPLIT.value} examples: choose another --split")
     devices.keep_compiled_programs()
+    if _CORRUPTIONS.value:
+        from mnist_flax import robustness
+
+        robustness.write(trained, split, _SPLIT.value)
+        return
     mesh = devices.make_mesh()
     evaluation = train.make_evaluate(trained.model, mesh)
     logits = split_logits(evaluation, trained.variables, split, config.eval_batch_size, mesh)

@@ -159,3 +159,17 @@ def calibration_error(bins: dict[str, np.ndarray]) -> float:
     """
     gaps = np.abs(bins["accuracy"] - bins["confidence"])
     return float(np.nansum(gaps * bins["count"]) / bins["count"].sum())
+
+
+def risk_coverage(logits: Logits, labels: Labels) -> Float[np.ndarray, " examples"]:
+    """Error rate among the 1, 2, ..., all most confident examples: the risk of answering only that many.
+
+    Geifman and El-Yaniv 2017; its mean is the area under the curve of risk against coverage. Examples of equal
+    confidence count as their mean, in whatever order they come.
+    """
+    check(logits, labels)
+    log_probabilities = log_softmax(logits)
+    _, ties = np.unique(-log_probabilities.max(axis=1), return_inverse=True)
+    wrong = log_probabilities.argmax(axis=1) != labels
+    errors = (np.bincount(ties, wrong) / np.bincount(ties))[np.sort(ties)]
+    return np.cumsum(errors) / np.arange(1, len(errors) + 1)

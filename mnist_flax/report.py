@@ -32,6 +32,16 @@ CAPTIONS = {
     "reliability": "Can the probabilities be trusted? Of the examples read with a given confidence, how many were "
     "read right. Wide intervals mean few examples.",
 }
+# Drawn by `evaluate --corruptions`, and on the page where they are.
+ROBUSTNESS_CAPTIONS = {
+    "corrupted_accuracy": "Accuracy in percent under the corruptions of MNIST-C, none of which the model was trained "
+    "for. The severity of the published set is framed.",
+    "corruptions": "What those corruptions look like.",
+    "affine": "Accuracy on digits that were turned, scaled or shifted.",
+    "calibration": "Confidence and accuracy before and after temperature scaling, which is fitted to the validation "
+    "examples: on the clean examples, and on the fifteen published corruptions together.",
+    "risk_coverage": "If only the most confident examples are answered: how many of the answers are wrong.",
+}
 
 
 def write(
@@ -63,6 +73,9 @@ def write(
         "reliability": figures.figure_reliability(metrics.reliability_bins(logits, labels)),
     }
     pictures = save_figures(directory, drawn)
+    for name in ROBUSTNESS_CAPTIONS:
+        if (path := directory / "figures" / f"{name}.png").exists():
+            pictures[name] = path.read_bytes()
     path = directory / "report.html"
     path.write_text(page(directory.name, summary, scores, class_names, recorded, pictures), encoding="utf-8")
     return path
@@ -113,7 +126,7 @@ def page(
     recorded: Mapping[str, Any],
     pictures: Mapping[str, bytes],
 ) -> str:
-    """The report as HTML. `recorded` is config.json; `pictures` are PNG files by the names in `CAPTIONS`."""
+    """The report as HTML. `recorded` is config.json; `pictures` are PNG files by the names of their captions."""
     low, high = map(percent, scores["accuracy_interval"])
     interval = f"{low.removesuffix(' %')} to {high}".replace(" ", "\u00a0")
     heading = f"{percent(scores['accuracy'])} right on the {summary.get('dataset', 'unknown')} test set"
@@ -140,7 +153,8 @@ def page(
         for key, value in config_lib.flatten(recorded).items()
         if key != "members"
     ]
-    figure_blocks = (figure_block(name, picture, CAPTIONS[name]) for name, picture in pictures.items())
+    captions = CAPTIONS | ROBUSTNESS_CAPTIONS
+    figure_blocks = (figure_block(name, picture, captions[name]) for name, picture in pictures.items())
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>

@@ -166,3 +166,25 @@ def test_an_ensemble_of_huge_logits_is_finite():
 def test_ensembles_that_do_not_exist_are_refused(size):
     with pytest.raises(ValueError, match="no ensembles"):
         metrics.ensemble_accuracies(np.zeros((3, 2, 10)), np.zeros(2, int), size)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases)
+def test_risk_coverage_is_the_error_rate_among_the_most_confident(case):
+    logits, labels = case
+    risk = metrics.risk_coverage(logits, labels)
+    log_probabilities = scipy.special.log_softmax(logits.astype(np.float64), axis=1)
+    wrong = log_probabilities.argmax(1) != labels
+    order = sorted(range(len(labels)), key=lambda i: -log_probabilities[i].max())
+    confidences = [log_probabilities[i].max() for i in order]
+    assert risk[-1] == pytest.approx(wrong.mean())
+    for count in range(1, len(order)):
+        if confidences[count] < confidences[count - 1] - 1e-9:  # no tie across the cut
+            assert risk[count - 1] == pytest.approx(wrong[order[:count]].mean())
+
+
+def test_risk_coverage_of_ties_and_of_none_wrong():
+    logits, labels = np.array([[2.0, 0.0], [0.0, 2.0], [9.0, 0.0]]), np.array([0, 0, 0])
+    np.testing.assert_allclose(metrics.risk_coverage(logits, labels), [0, 0.25, 1 / 3])
+    np.testing.assert_allclose(metrics.risk_coverage(logits[[1, 2, 0]], labels), [0, 0.25, 1 / 3])
+    np.testing.assert_array_equal(metrics.risk_coverage(logits, np.array([0, 1, 0])), 0)

@@ -91,6 +91,16 @@ def test_writes_figures_and_one_page_that_holds_them(tmp_path):
         assert Image.open(io.BytesIO(content)).width >= 900
 
 
+def test_page_shows_robustness_where_it_was_measured(tmp_path):
+    directory = make_run(tmp_path / "run")
+    (directory / "figures").mkdir()
+    (directory / "figures" / "affine.png").write_bytes(b"drawn before")
+    page = write(directory)
+    assert {attributes["id"] for tag, attributes in page.tags if tag == "figure"} == FIGURES | {"affine"}
+    sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    assert base64.b64decode(sources[-1].removeprefix("data:image/png;base64,")) == b"drawn before"
+
+
 def test_page_says_what_was_measured(tmp_path):
     page = write(make_run(tmp_path / "run"))
     accuracy = f"{100 * (400 - page.errors) / 400:.2f} %"
