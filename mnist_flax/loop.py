@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from mnist_flax import checkpoint, data, devices, progress, run, train
-from mnist_flax.cli import RunError, UserError
+from mnist_flax import checkpoint, data, devices, hosts, progress, run, train
+from mnist_flax.cli import RunError
 from mnist_flax.feed import make_feed
 from mnist_flax.model import make_model
 from mnist_flax.optimizer import make_schedule
@@ -54,15 +53,11 @@ def fit(
 
     The host dispatches a call, then reads the metrics of the call before, so the device never waits for it.
 
+    With several processes all do this together; the first one shows and records it.
+
     Raises:
-      UserError: the batch does not divide among the devices.
       RunError: the loss became NaN or infinite, or a checkpoint could not be written.
     """
-    if config.batch_size % (mesh.size * config.optimizer.accumulate_steps):
-        raise UserError(
-            f"config.batch_size={config.batch_size} must be a multiple of the {mesh.size} devices times "
-            f"config.optimizer.accumulate_steps={config.optimizer.accumulate_steps}"
-        )
     steps_per_epoch = len(splits.train.labels) // config.batch_size
     total_steps = steps_per_epoch * config.num_epochs
     checkpoints = checkpoint.Checkpoints(directory / run.CHECKPOINTS, config.checkpoint.keep)
@@ -84,6 +79,7 @@ def fit(
     if len(splits.validation.labels):
         batch_size = min(config.eval_batch_size, len(splits.validation.labels))
         validation = train.split_batches(mesh, *splits.validation, batch_size)
+    vote = hosts.Vote(mesh)
     limit = _FIRST_CALL_STEPS
     block = feed(step, limit)
 
@@ -99,10 +95,10 @@ def fit(
 
     pending: _Epoch | None = None
     previous: dict[str, Any] | None = None  # metrics of the call before
-    ended = False
+    ended = stopping = False
     with progress.bar(total_steps, step) as bar:
         log = _Log(config, directory, checkpoints, extra, steps_per_epoch, step, bar)
-        while step < total_steps and not stop():
+        while step < total_steps and not stopping:
             state, last = train_steps(state, hyper, config.seed, *block)
             step += block[4] - block[3]
             if pending:
@@ -119,6 +115,7 @@ def fit(
                 scores = evaluate(snapshot.variables(), *validation)[0] if validation else None
                 pending, previous = _Epoch(snapshot, last, scores), None
             if step < total_steps:
+                stopping, limit = vote(stop(), limit)
                 block = feed(step, limit)
         if pending:
             log.finish(pending)
@@ -138,7 +135,7 @@ def _start(
     if restored:
         checkpoints.remove_after(int(restored[0].step))
         return restored
-    init = jax.jit(lambda seed: train.init_state(config, num_classes, seed), out_shardings=NamedSharding(mesh, P()))
+    init = jax.jit(lambda seed: train.init_state(config, num_classes, seed), out_shardings=NamedSharding(mesh, devices.EVERYWHERE))
     return init(config.seed), {"records": [], "train_seconds": 0.0}
 
 
@@ -159,14 +156,11 @@ class _Log:
         self._steps_per_epoch = steps_per_epoch
         hyper = train.hyperparameters(config)
         self._schedule = make_schedule(config.optimizer.schedule, hyper, steps_per_epoch, config.num_epochs)
-        self._metrics = run.Metrics(directory, extra["records"])
+        self.records = extra["records"]
+        self._metrics = run.Metrics(directory, self.records) if hosts.is_first() else None
         now = time.perf_counter()
         self._started = now - extra["train_seconds"]
         self._shown = self._finished = (now, step)
-
-    @property
-    def records(self) -> list[dict]:
-        return self._metrics.records
 
     def seconds(self) -> float:
         """Time spent in training, over all processes of the run."""
@@ -206,13 +200,17 @@ class _Log:
 
     def close(self) -> None:
         self._checkpoints.close()
-        self._metrics.close()
+        if self._metrics:
+            self._metrics.close()
 
     def _record(
         self, place: dict, split: str, loss: float, accuracy: float, learning_rate: float, rate: float | None
     ) -> None:
         scores = {"loss": loss, "accuracy": accuracy, "learning_rate": learning_rate}
-        self._metrics.append({**place, "split": split, **scores, "images_per_second": rate, "seconds": self.seconds()})
+        record = {**place, "split": split, **scores, "images_per_second": rate, "seconds": self.seconds()}
+        self.records.append(record)
+        if self._metrics:
+            self._metrics.append(record)
 
     @staticmethod
     def _steps_per_second(since: tuple[float, int], step: int) -> float:

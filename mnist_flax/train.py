@@ -14,13 +14,12 @@ import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from mnist_flax.augment import augment
 from mnist_flax.config import flatten
-from mnist_flax.devices import BATCH_AXIS
+from mnist_flax.devices import BATCH_AXIS, BATCHES, EVERYWHERE, put
 from mnist_flax.model import CNN, make_model, normalize
 from mnist_flax.optimizer import Hyperparameters, make_optimizer, make_schedule, update_ema
 
@@ -83,7 +82,7 @@ def init_state(config: ConfigDict, num_classes: int, seed: Int[Array, ""] | int)
 def abstract_state(config: ConfigDict, num_classes: int, mesh: Mesh) -> TrainState:
     """Shapes, types and placement of a state: what a checkpoint is restored into, whatever devices saved it."""
     shapes = jax.eval_shape(lambda: init_state(config, num_classes, 0))
-    replicated = NamedSharding(mesh, P())
+    replicated = NamedSharding(mesh, EVERYWHERE)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), shapes)
 
 
@@ -211,12 +210,12 @@ def make_train_steps(config: ConfigDict, num_classes: int, steps_per_epoch: int,
         return state, {"step": state.step, "sums": state.sums}
 
     def sharded(state, hyper, seed, images, labels, order, start, stop):
-        data = P(None, BATCH_AXIS) if images.ndim == 4 else P()
+        data = BATCHES if images.ndim == 4 else EVERYWHERE
         return jax.shard_map(
             steps,
             mesh=mesh,
-            in_specs=(P(), P(), P(), data, data, P(None, BATCH_AXIS), P(), P()),
-            out_specs=P(),
+            in_specs=(EVERYWHERE, EVERYWHERE, EVERYWHERE, data, data, BATCHES, EVERYWHERE, EVERYWHERE),
+            out_specs=EVERYWHERE,
             check_vma=False,
         )(state, hyper, seed, images, labels, order, start, stop)
 
@@ -231,7 +230,7 @@ def split_batches(mesh: Mesh, images, labels, batch_size: int) -> tuple[Array, A
     padding = count * batch_size - len(labels)
     images = np.pad(images, ((0, padding), (0, 0), (0, 0))).reshape(count, batch_size, 28, 28)
     labels = np.pad(labels, (0, padding), constant_values=-1).reshape(count, batch_size)
-    return jax.device_put((images, labels), NamedSharding(mesh, P(None, BATCH_AXIS)))
+    return put((images, labels), mesh, BATCHES)
 
 
 def evaluate_batches(model: CNN, variables: dict, images, labels) -> tuple[dict, Float[Array, "batches share classes"]]:
@@ -248,14 +247,13 @@ def make_evaluate(model: CNN, mesh: Mesh) -> Callable:
     """Whole-split evaluation: `(variables, images, labels) -> ({"loss", "accuracy"}, logits)` of `split_batches`.
 
     Loss is the mean cross-entropy and accuracy the fraction correct over exactly the examples that are not padding.
-    Logits are float32 [batches, batch, classes], padding included.
+    Logits are float32 [batches, batch, classes], padding included, whole on every device.
     """
-    return jax.jit(
-        jax.shard_map(
-            partial(evaluate_batches, model),
-            mesh=mesh,
-            in_specs=(P(), P(None, BATCH_AXIS), P(None, BATCH_AXIS)),
-            out_specs=(P(), P(None, BATCH_AXIS)),
-            check_vma=False,
-        )
+    evaluate = jax.shard_map(
+        partial(evaluate_batches, model),
+        mesh=mesh,
+        in_specs=(EVERYWHERE, BATCHES, BATCHES),
+        out_specs=(EVERYWHERE, BATCHES),
+        check_vma=False,
     )
+    return jax.jit(evaluate, out_shardings=NamedSharding(mesh, EVERYWHERE))
