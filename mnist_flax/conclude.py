@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -27,6 +28,11 @@ def conclude(config: ConfigDict, splits: data.Splits, result: Result, directory:
         return evaluate.split_logits(evaluation, state.variables(), split, config.eval_batch_size, mesh)
 
     test_logits = split_logits(splits.test)
+    if not np.isfinite(test_logits).all():
+        raise cli.RunError(
+            "the network gives NaN or infinite logits for test images: train with a lower "
+            "config.optimizer.learning_rate, in another directory"
+        )
     test = metrics.evaluate_logits(test_logits, splits.test.labels)
     seconds = result.earlier_seconds + time.perf_counter() - cli.STARTED
     progress.console.print(

@@ -151,6 +151,11 @@ def check(config: ConfigDict) -> None:
             f"config.optimizer.accumulate_steps={config.optimizer.accumulate_steps} must divide "
             f"config.batch_size={config.batch_size}"
         )
+    if config.model.logits_batch_norm and config.batch_size == config.optimizer.accumulate_steps:
+        raise UserError(
+            "config.model.logits_batch_norm=True learns nothing from one example at a time, whose norm is 0: "
+            "use a larger config.batch_size, or fewer config.optimizer.accumulate_steps"
+        )
     if config.optimizer.warmup_epochs > config.num_epochs:
         raise UserError(
             f"config.optimizer.warmup_epochs={config.optimizer.warmup_epochs:g} is longer than the run: "
@@ -221,12 +226,12 @@ def flatten(config: Mapping, prefix: str = "") -> dict:
 
 
 def differences(recorded: Mapping, wanted: Mapping) -> list[str]:
-    """Lines `KEY: recorded -> wanted` for each field that differs; where data lies makes no difference."""
+    """Lines `KEY: recorded -> wanted` for each field that differs and makes a difference to the result."""
     old, new = flatten(recorded), flatten(wanted)
     lines = []
     for key in sorted(old.keys() | new.keys()):
         before, after = (_plain(fields.get(key)) for fields in (old, new))
-        if before != after and key not in ("data_dir", "archive_dir"):
+        if before != after and key not in ("data_dir", "archive_dir", "debug"):
             lines.append(f"{key}: {before!r} -> {after!r}")
     return lines
 

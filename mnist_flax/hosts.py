@@ -34,8 +34,12 @@ for line in sys.stdin.buffer:
 for line in sys.stdin.buffer:
     pass
 """
-_LATE = f"not all processes of this job came within {_JOIN_SECONDS} s: start them all, with the same coordinator address"
-_LOST = "another process of this job ended, or can no longer be reached: see what it printed, then start all of them again"
+_LATE = (
+    f"not all processes of this job came within {_JOIN_SECONDS} s: start them all, with the same coordinator address"
+)
+_LOST = (
+    "another process of this job ended, or can no longer be reached: see what it printed, then start all of them again"
+)
 
 
 def define_flags() -> None:
@@ -76,7 +80,9 @@ def is_first() -> bool:
 
 
 def _join(workdir: str | None) -> bool:
-    address, count, number = (flags.FLAGS[name].value for name in ("coordinator_address", "num_processes", "process_id"))
+    address, count, number = (
+        flags.FLAGS[name].value for name in ("coordinator_address", "num_processes", "process_id")
+    )
     given = [value is not None for value in (address, count, number)]
     if not any(given) and not flags.FLAGS.distributed:
         return False

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from mnist_flax import checkpoint, data, devices, hosts, progress, run, train
+from mnist_flax import checkpoint, data, debug, devices, hosts, progress, run, train
 from mnist_flax.cli import RunError
 from mnist_flax.feed import make_feed
 from mnist_flax.model import make_model
@@ -39,6 +39,7 @@ class _Epoch(NamedTuple):
     state: train.TrainState
     metrics: dict[str, Any]
     validation: dict[str, Any] | None
+    finite: jax.Array  # whether all of the state is
 
 
 def fit(
@@ -72,8 +73,10 @@ def fit(
 
     hyper = train.hyperparameters(config)
     train_steps = train.make_train_steps(config, num_classes, steps_per_epoch, mesh)
+    if config.debug:
+        train_steps = debug.checked(train_steps, config, num_classes, steps_per_epoch, mesh)
     evaluate = train.make_evaluate(make_model(config.model, hyper, num_classes), mesh)
-    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+    take = jax.jit(lambda state: (jax.tree.map(jnp.copy, state), train.all_finite(state)))
     feed = make_feed(config, splits, mesh, step)
     validation = None
     if len(splits.validation.labels):
@@ -85,7 +88,7 @@ def fit(
 
     started = time.perf_counter()
     state, _ = train_steps(state, hyper, config.seed, *block[:3], 0, 0)  # compiles, runs no step
-    snapshot = copy(state)
+    snapshot, _ = take(state)
     if validation:
         evaluate(snapshot.variables(), *validation)
     jax.block_until_ready(snapshot)
@@ -111,9 +114,9 @@ def fit(
                 limit = max(1, min(int(_CALL_SECONDS / log.show(previous)), 4 * limit))
             previous = last
             if step % steps_per_epoch == 0:
-                snapshot = copy(state)
+                snapshot, finite = take(state)
                 scores = evaluate(snapshot.variables(), *validation)[0] if validation else None
-                pending, previous = _Epoch(snapshot, last, scores), None
+                pending, previous = _Epoch(snapshot, last, scores, finite), None
             if step < total_steps:
                 stopping, limit = vote(stop(), limit)
                 block = feed(step, limit)
@@ -122,6 +125,7 @@ def fit(
             ended = step == total_steps or _early_stop(config, log.records)
         elif not ended and step > first_step:  # asked to stop within an epoch
             _read(last)
+            _check_finite(take(state)[1], step)
             log.save(state, step, None)
         log.close()
     return Result(state, log.records, ended, parameters, compile_seconds, log.seconds(), earlier_seconds)
@@ -135,7 +139,9 @@ def _start(
     if restored:
         checkpoints.remove_after(int(restored[0].step))
         return restored
-    init = jax.jit(lambda seed: train.init_state(config, num_classes, seed), out_shardings=NamedSharding(mesh, devices.EVERYWHERE))
+    init = jax.jit(
+        lambda seed: train.init_state(config, num_classes, seed), out_shardings=NamedSharding(mesh, devices.EVERYWHERE)
+    )
     return init(config.seed), {"records": [], "train_seconds": 0.0}
 
 
@@ -177,6 +183,7 @@ class _Log:
     def finish(self, epoch: _Epoch) -> None:
         """Reads an epoch's metrics, records them and saves its state."""
         loss, accuracy, step = _read(epoch.metrics)
+        _check_finite(epoch.finite, step)
         number = step // self._steps_per_epoch
         # As a user waits for it: the validation of the epoch before included.
         rate = self._steps_per_second(self._finished, step) * self._config.batch_size
@@ -189,6 +196,8 @@ class _Log:
         validation_accuracy = None
         if epoch.validation is not None:
             loss, validation_accuracy = (float(epoch.validation[key]) for key in ("loss", "accuracy"))
+            if not math.isfinite(loss):
+                raise _diverged(f"the validation loss became {loss}", step)
             self._record(place, "validation", loss, validation_accuracy, learning_rate, None)
             line += f"  validation loss {loss:.4f}  accuracy {validation_accuracy:.2%}"
         self._bar.line(f"{line}  {rate:,.0f} images/s  {self.seconds():.0f} s")
@@ -226,11 +235,21 @@ def _read(metrics: dict[str, Any]) -> tuple[float, float, int]:
     """
     step, sums = int(metrics["step"]), jax.device_get(metrics["sums"])
     if not math.isfinite(sums.loss):
-        raise RunError(
-            f"the loss became {sums.loss} at step {step}: lower config.optimizer.learning_rate or set "
-            "config.optimizer.clip_norm; the last good checkpoint is kept"
-        )
+        raise _diverged(f"the loss became {sums.loss}", step)
     return float(sums.loss / sums.examples), float(sums.correct / sums.examples), step
+
+
+def _check_finite(finite: jax.Array, step: int) -> None:
+    """Raises RunError unless all of a state is finite: a gradient may overflow where the loss does not show it."""
+    if not finite:
+        raise _diverged("parameters or the optimizer's averages became NaN or infinite", step)
+
+
+def _diverged(what: str, step: int) -> RunError:
+    return RunError(
+        f"{what} at step {step}: lower config.optimizer.learning_rate or set config.optimizer.clip_norm; the last "
+        "good checkpoint is kept, and the same command with --config.debug=true names the layer"
+    )
 
 
 def _early_stop(config: ConfigDict, records: list[dict]) -> bool:

@@ -4,7 +4,7 @@ Everything random in step `s` derives from `(seed, s, position in the batch)`, s
 whatever the number of devices, and the step number is all that resuming needs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.struct
@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
 from mnist_flax.augment import augment
@@ -106,44 +106,24 @@ def make_train_step(config: ConfigDict, num_classes: int, steps_per_epoch: int |
     `images` are uint8 [share, 28, 28], `labels` int32 [share], `positions` the share's places in the whole batch.
     Gradients and metrics are those of the whole batch: means and sums over the devices of `BATCH_AXIS`.
     """
-    augmentations = [name for name, strength in config.augment.items() if strength]
 
     def step(state: TrainState, hyper: Hyperparameters, seed, images, labels, positions) -> TrainState:
         model = make_model(config.model, hyper, num_classes, BATCH_AXIS)
         schedule = make_schedule(config.optimizer.schedule, hyper, steps_per_epoch, hyper["num_epochs"])
         optimizer = make_optimizer(config, hyper, schedule)
 
-        images = normalize(images)
-        if augmentations:
-            keys = example_keys(seed, _AUGMENT, state.step, positions)
-            images = augment(keys, images, {name: hyper[f"augment.{name}"] for name in augmentations})
-        dropout_keys = example_keys(seed, _DROPOUT, state.step, positions)
-
-        def loss_fn(params, batch_stats, images, labels, keys):
-            logits, updates = model.apply(
-                {"params": params, "batch_stats": batch_stats},
-                images,
-                dropout_keys=keys,
-                mutable=["batch_stats"],
-            )
-            losses = cross_entropy(logits, labels, hyper["optimizer.label_smoothing"])
-            sums = Sums(losses.sum(), (logits.argmax(-1) == labels).sum(), jnp.int32(labels.size))
-            return losses.mean(), (updates.get("batch_stats", {}), sums)
+        loss_fn = partial(loss, model, hyper)
 
         def gradient(batch_stats, part):
-            (_, (batch_stats, sums)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-                state.params, batch_stats, *part
-            )
-            return batch_stats, (grads, sums)
+            (_, (updates, sums)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch_stats, *part)
+            return updates.get("batch_stats", {}), (grads, sums)
 
-        batch = (images, labels, dropout_keys)
+        batch = prepare_batch(config, hyper, seed, state.step, images, labels, positions)
         parts = config.optimizer.accumulate_steps
         if parts == 1:
             batch_stats, (grads, sums) = gradient(state.batch_stats, batch)
         else:
-            # Part i takes examples i, i + parts, ...: the same parts of the whole batch for any number of devices.
-            split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
-            batch_stats, (grads, sums) = lax.scan(gradient, state.batch_stats, split)
+            batch_stats, (grads, sums) = lax.scan(gradient, state.batch_stats, split_parts(batch, parts))
             grads = jax.tree.map(lambda g: g.mean(0), grads)
             sums = jax.tree.map(lambda s: s.sum(0), sums)
         grads = lax.pmean(grads, BATCH_AXIS)
@@ -160,6 +140,60 @@ def make_train_step(config: ConfigDict, num_classes: int, steps_per_epoch: int |
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema, sums)
 
     return step
+
+
+def prepare_batch(
+    config: ConfigDict, hyper: Hyperparameters, seed, step: Int[Array, ""], images, labels, positions
+) -> tuple[Float[Array, "share 28 28"], Int[Array, " share"], Key[Array, " share"]]:
+    """What the network is trained on in a step: augmented images in [0, 1], labels, and a key an example for dropout.
+
+    Arguments are those of `make_train_step`'s step.
+    """
+    images = normalize(images)
+    augmentations = [name for name, strength in config.augment.items() if strength]
+    if augmentations:
+        keys = example_keys(seed, _AUGMENT, step, positions)
+        images = augment(keys, images, {name: hyper[f"augment.{name}"] for name in augmentations})
+    return images, labels, example_keys(seed, _DROPOUT, step, positions)
+
+
+def split_parts(batch, parts: int):
+    """A batch, a tree of arrays [share, ...], as arrays [parts, share / parts, ...] to go through the model in turn.
+
+    Part i takes examples i, i + parts, ...: the same parts of the whole batch for any number of devices.
+    """
+    return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def loss(
+    model: CNN,
+    hyper: Hyperparameters,
+    params: dict,
+    batch_stats: dict,
+    images: Float[Array, "batch 28 28"],
+    labels: Int[Array, " batch"],
+    dropout_keys: Key[Array, " batch"],
+    collections: Sequence[str] = ("batch_stats",),
+) -> tuple[Float[Array, ""], tuple[dict, Sums]]:
+    """Mean loss in training mode; beside it the `collections` that the model wrote, and the metrics' sums.
+
+    "intermediates" among the collections are the outputs of all layers.
+    """
+    logits, updates = model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        images,
+        dropout_keys=dropout_keys,
+        mutable=collections,
+        capture_intermediates="intermediates" in collections,
+    )
+    losses = cross_entropy(logits, labels, hyper["optimizer.label_smoothing"])
+    sums = Sums(losses.sum(), (logits.argmax(-1) == labels).sum(), jnp.int32(labels.size))
+    return losses.mean(), (updates, sums)
+
+
+def all_finite(tree) -> Bool[Array, ""]:
+    """Whether no number in a tree of arrays is NaN or infinite."""
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def cross_entropy(
