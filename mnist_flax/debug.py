@@ -46,9 +46,7 @@ def checked(train_steps: Callable, config: ConfigDict, num_classes: int, steps_p
             if not finite((state, last["sums"].loss)):
                 found = jax.device_get(examine(before, *arguments, i))
                 step, epoch = int(last["step"]), int(before.step) // steps_per_epoch + 1
-                raise RunError(
-                    f"step {step}, in epoch {epoch}: {_first(config, found)}; what was saved before is kept"
-                )
+                raise RunError(f"step {step}, in epoch {epoch}: {_first(config, found)}; what was saved before is kept")
         return state, last
 
     return steps

@@ -12,7 +12,7 @@ def found(digits_data_dir, tmp_path_factory):
     return json.loads((out / "found.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["2", "4", "8", "stream", "across"])
+@pytest.mark.parametrize("name", ["2", "4", "8", "across"])
 def test_any_number_of_devices_trains_alike_and_goes_on_where_another_stopped(found, name):
     one, other = found["records"]["1"], found["records"][name]
     assert [(r["epoch"], r["split"]) for r in one] == [(e, s) for e in (1, 2, 3) for s in ("train", "validation")]
@@ -22,11 +22,6 @@ def test_any_number_of_devices_trains_alike_and_goes_on_where_another_stopped(fo
         count = 320 if mine["split"] == "train" else 101
         assert mine["accuracy"] * count == pytest.approx(round(mine["accuracy"] * count), abs=1e-3)  # each example once
         assert mine["accuracy"] == pytest.approx(theirs["accuracy"], abs=1.01 / count)  # one may fall either way
-
-
-def test_feeds_agree_bit_for_bit_on_several_devices(found):
-    for mine, theirs in zip(found["records"]["stream"], found["records"]["4"], strict=True):
-        assert mine["loss"] == theirs["loss"] and mine["accuracy"] == theirs["accuracy"]
 
 
 def test_a_batch_that_does_not_divide_among_the_devices_is_refused(found):
