@@ -27,6 +27,7 @@ _CHOICES = {
     "optimizer.schedule": ("constant", "exponential", "cosine", "one_cycle"),
     "checkpoint.select": ("last", "best"),
 }
+_LARGEST = 3.4028234663852886e38  # float32, in which training computes, has no larger number
 # Lowest and highest value allowed, both included.
 _RANGES = {
     "seed": (0, 2**31 - 1),
@@ -142,8 +143,9 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.{key}={values[key]!r} is unknown: use one of {', '.join(choices)}")
     for key, (low, high) in _RANGES.items():
         value = values[key]
-        if value is not None and not low <= value <= (sys.float_info.max if high is None else high):  # nor NaN
-            span = f"at least {low}" if high is None else f"from {low} to {high}"
+        if value is not None and not low <= value <= (_LARGEST if high is None else high):  # nor NaN
+            finite = ", finite in float32" if isinstance(value, float) else ""
+            span = f"at least {low}{finite}" if high is None else f"from {low} to {high}"
             raise UserError(f"config.{key}={value} is out of range: use a number {span}")
     _check_model(config.model)
     if config.batch_size % config.optimizer.accumulate_steps:

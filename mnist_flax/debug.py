@@ -114,7 +114,7 @@ def _by_layer(tree: Any) -> dict[str, Bool[Array, ""]]:
 def _check_shapes(train_steps: Callable, config: ConfigDict, num_classes: int, state: Any, arguments: tuple) -> None:
     """Raises RunError unless data, logits and state have the types and shapes that training relies on."""
     _, _, images, labels, order = arguments
-    wanted = {
+    wanted: dict[str, tuple[Any, Any]] = {
         "images": (images, UInt8[Array, "*any 28 28"]),
         "labels": (labels, Int32[Array, "*any"]),
         "order": (order, Int32[Array, f"steps {config.batch_size}"]),

@@ -6,6 +6,7 @@ whatever the number of devices, and the step number is all that resuming needs.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import flax.struct
 import jax
@@ -174,7 +175,7 @@ def loss(
     labels: Int[Array, " batch"],
     dropout_keys: Key[Array, " batch"],
     collections: Sequence[str] = ("batch_stats",),
-) -> tuple[Float[Array, ""], tuple[dict, Sums]]:
+) -> tuple[Float[Array, ""], tuple[Any, Sums]]:
     """Mean loss in training mode; beside it the `collections` that the model wrote, and the metrics' sums.
 
     "intermediates" among the collections are the outputs of all layers.

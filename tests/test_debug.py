@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mnist_flax import cli, data, debug, devices, train
+from mnist_flax import config as config_lib
 from tests.commands import command
 from tests.test_train import BATCH, EXAMPLES, STEPS_PER_EPOCH, config_for
 
@@ -16,68 +17,68 @@ def examples():
     return random.integers(0, 256, (EXAMPLES, 28, 28), np.uint8), random.integers(0, 10, EXAMPLES).astype(np.int32)
 
 
-def run(config, examples, change=lambda params: None, num_classes=10):
-    """An epoch of checked steps, from fresh parameters that `change` was let loose on."""
+# One program serves all cases: parameters and hyperparameters are its arguments.
+CONFIG = config_for(
+    **{"model.batch_norm": True, "model.dropout_rate": 0.0, "optimizer.accumulate_steps": 2, "optimizer.name": "adam"}
+)
+
+
+@pytest.fixture(scope="module")
+def run(examples):
+    """`run(images, labels, learning_rate, **factors)`: an epoch of checked steps, some parameters scaled at first."""
     mesh = devices.make_mesh()
-    steps = train.make_train_steps(config, num_classes, STEPS_PER_EPOCH, mesh)
-    steps = debug.checked(steps, config, num_classes, STEPS_PER_EPOCH, mesh)
-    state = train.init_state(config, num_classes, 0)
-    change(state.params)
+    steps = train.make_train_steps(CONFIG, 10, STEPS_PER_EPOCH, mesh)
+    steps = debug.checked(steps, CONFIG, 10, STEPS_PER_EPOCH, mesh)
     order = np.arange(EXAMPLES, dtype=np.int32).reshape(STEPS_PER_EPOCH, BATCH)
-    arguments = (train.hyperparameters(config), 0, *devices.put((*examples, order), mesh))
-    state, _ = steps(state, *arguments, 0, 0)
-    return steps(state, *arguments, 0, STEPS_PER_EPOCH)[0]
 
+    def run(images=examples[0], labels=examples[1], learning_rate=0.1, **factors):
+        state = train.init_state(CONFIG, 10, 0)
+        for name, factor in factors.items():
+            params = state.params
+            *groups, leaf = name.split("__")
+            for group in groups:
+                params = params[group]
+            params[leaf] = params[leaf] * factor
+        hyper = train.hyperparameters(CONFIG) | {"optimizer.learning_rate": learning_rate}
+        arguments = (hyper, 0, *devices.put((images, labels, order), mesh))
+        state, _ = steps(state, *arguments, 0, 0)
+        return steps(state, *arguments, 0, STEPS_PER_EPOCH)[0]
 
-def scale(layer, name, factor):
-    def change(params):
-        where, leaf = (params[layer], name) if name else (params, layer)
-        where[leaf] = where[leaf] * factor
-
-    return change
+    return run
 
 
 @pytest.mark.parametrize(
-    ("fields", "change", "found"),
+    ("change", "found"),
     [
-        ({}, scale("conv0_kernel", None, HUGE), "output of layer conv0"),
-        ({}, scale("conv1_kernel", None, HUGE), "output of layer conv1"),
-        ({"model.batch_norm": True}, scale("norm1", "scale", HUGE), "output of layer norm1"),
-        ({"optimizer.accumulate_steps": 4}, scale("dense0", "kernel", HUGE), "output of layer dense0"),
-        ({}, scale("logits", "kernel", HUGE), "output of layer logits"),
-        # Logits of order 1, as a tiny number times a huge one: only the gradient overflows on its way back.
-        (
-            {"model.dropout_rate": 0.0},
-            lambda params: (scale("dense0", "kernel", 1e-30)(params), scale("logits", "kernel", HUGE)(params)),
-            "gradient of layer ",
-        ),
-        ({"optimizer.learning_rate": HUGE}, lambda params: None, "updated parameters of layer "),
-        (
-            {"optimizer.name": "adam"},
-            lambda params: (scale("dense0", "kernel", 1e-30)(params), scale("logits", "kernel", 1e30)(params)),
-            "optimizer's averages for layer dense0",
-        ),
+        ({"conv0_kernel": HUGE}, "output of layer conv0"),
+        ({"conv1_kernel": HUGE}, "output of layer conv1"),
+        ({"norm1__scale": HUGE}, "output of layer norm1"),
+        ({"dense0__kernel": HUGE}, "output of layer dense0"),
+        ({"logits__kernel": HUGE}, "output of layer logits"),
+        # Logits are of order 1 or 1e18, as a tiny number times a huge one: what goes back is larger.
+        ({"norm1__scale": 1e10, "dense0__kernel": 1e-30, "logits__kernel": HUGE}, "gradient of layer dense0"),
+        ({"dense0__kernel": 1e-30, "logits__kernel": 1e30}, "optimizer's averages for layer dense0"),
+        ({"learning_rate": np.inf}, "updated parameters of layer conv0"),
     ],
 )
-def test_names_the_layer_where_a_number_is_not_finite(examples, fields, change, found):
+def test_names_the_layer_where_a_number_is_not_finite(run, change, found):
     with pytest.raises(cli.RunError, match=f"^step 1, in epoch 1: the .*{found}") as caught:
-        run(config_for(**fields), examples, change)
+        run(**change)
     assert "\n" not in str(caught.value)
 
 
-def test_checks_change_nothing(examples):
-    config = config_for(**{"model.batch_norm": True, "optimizer.accumulate_steps": 2, "optimizer.name": "adam"})
+def test_checks_change_nothing(run, examples):
     mesh = devices.make_mesh()
     order = np.arange(EXAMPLES, dtype=np.int32).reshape(STEPS_PER_EPOCH, BATCH)
-    arguments = (train.hyperparameters(config), 0, *devices.put((*examples, order), mesh), 0, STEPS_PER_EPOCH)
-    plain, _ = train.make_train_steps(config, 10, STEPS_PER_EPOCH, mesh)(train.init_state(config, 10, 0), *arguments)
-    jax.tree.map(np.testing.assert_array_equal, plain, run(config, examples))
+    arguments = (train.hyperparameters(CONFIG), 0, *devices.put((*examples, order), mesh), 0, STEPS_PER_EPOCH)
+    plain, _ = train.make_train_steps(CONFIG, 10, STEPS_PER_EPOCH, mesh)(train.init_state(CONFIG, 10, 0), *arguments)
+    jax.tree.map(np.testing.assert_array_equal, plain, run())
 
 
-def test_a_label_out_of_range_is_found(examples):
-    images, labels = examples
+def test_a_label_out_of_range_is_found(run, examples):
+    labels = np.where(examples[1] == 3, 10, examples[1]).astype(np.int32)
     with pytest.raises(cli.RunError, match="a label is out of range"):
-        run(config_for(), (images, np.where(labels == 3, 10, labels)), scale("logits", "kernel", HUGE))
+        run(labels=labels, logits__kernel=HUGE)
 
 
 @pytest.mark.parametrize(
@@ -87,25 +88,37 @@ def test_a_label_out_of_range_is_found(examples):
         (np.uint8, np.int16, r"labels are int16\[80\], where int32\[\*any\] is due"),
     ],
 )
-def test_types_and_shapes_are_checked_before_the_first_step(examples, images, labels, found):
+def test_types_and_shapes_are_checked_before_the_first_step(run, examples, images, labels, found):
     with pytest.raises(cli.RunError, match=found):
-        run(config_for(), (examples[0].astype(images), examples[1].astype(labels)))
+        run(examples[0].astype(images), examples[1].astype(labels))
 
 
-def test_an_all_black_image_and_a_batch_of_one_are_trained_on(examples):
-    black = np.zeros_like(examples[0]), examples[1]
-    fields = {"model.batch_norm": True, "augment.rotation": 9.0, "augment.elastic_alpha": 3.0, "optimizer.name": "adam"}
-    assert train.all_finite(run(config_for(**fields), black))
+def test_an_all_black_image_and_a_batch_of_one_are_trained_on(run, examples):
+    black = np.zeros_like(examples[0])
+    assert train.all_finite(run(images=black))
 
+    fields = {
+        "model.batch_norm": True,
+        "augment.rotation": 9.0,
+        "augment.elastic_alpha": 3.0,
+        "augment.elastic_sigma": 4.0,
+    }
     config = config_for(**fields, batch_size=1)
     state = train.init_state(config, 10, 0)
     mesh = devices.make_mesh()
     steps = train.make_train_steps(config, 10, EXAMPLES, mesh)
     order = np.arange(EXAMPLES, dtype=np.int32)[:, None]
-    for kind in (black, examples):
-        arguments = devices.put((*kind, order), mesh)
+    for images in (black, examples[0]):
+        arguments = devices.put((images, examples[1], order), mesh)
         state, last = steps(state, train.hyperparameters(config), 0, *arguments, 0, 5)
         assert train.all_finite(state) and np.isfinite(last["sums"].loss)
+
+
+def test_a_norm_of_the_logits_of_one_example_is_refused():
+    config = config_lib.default_config()
+    config.model.logits_batch_norm, config.batch_size = True, 1
+    with pytest.raises(cli.UserError, match="one example at a time"):
+        config_lib.check(config)
 
 
 def test_all_finite_sees_every_leaf():
@@ -135,6 +148,7 @@ def test_the_command_names_the_layer_where_a_run_without_it_stopped(digits_data_
         "--config.model.dense=()",
         "--config.optimizer.name=sgd",
         "--config.optimizer.learning_rate=3e38",
+        "--config.optimizer.weight_decay=1000.0",
         "--config.optimizer.warmup_epochs=0.0",
         f"--workdir={tmp_path / 'run'}",
     )

@@ -89,7 +89,7 @@ def alike(workdir: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def two(small, tmp_path_factory):
+def two(small, alone, tmp_path_factory):
     """A run by two processes in a Slurm job, and what they printed."""
     workdir = tmp_path_factory.mktemp("two") / "run"
     job = start_slurm_job(2, *small, "--config.feed=stream", f"--workdir={workdir}")
