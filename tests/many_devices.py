@@ -56,6 +56,7 @@ def refusal(**fields) -> str:
 
 def main() -> None:
     out = Path(sys.argv[2])
+    out.mkdir(exist_ok=True)
     devices.keep_compiled_programs()
     feeds = {1: "device", 2: "stream", 4: "stream", 8: "device"}
     found = {str(count): fit(out / str(count), count, feed=feed) for count, feed in feeds.items()}

@@ -14,6 +14,7 @@ import pytest
 
 from mnist_flax import checkpoint, devices, run, train
 from tests.commands import command, finish, records, start, wait_for
+from tests.trained import once
 
 SMALL = (
     "--config=configs/digits.py",
@@ -38,11 +39,10 @@ def small(digits_data_dir):
 
 
 @pytest.fixture(scope="module")
-def alone(small, tmp_path_factory):
+def alone(small, digits_data_dir):
     """A run by one process."""
-    workdir = tmp_path_factory.mktemp("alone") / "run"
-    command("mnist_flax.main", *small, f"--workdir={workdir}")
-    return workdir
+    workdir = digits_data_dir.with_name("alone")
+    return once(workdir, "summary.json", lambda: command("mnist_flax.main", *small, f"--workdir={workdir}"))
 
 
 def free_port() -> int:
@@ -97,22 +97,27 @@ def alike(workdir: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def two(small, alone, tmp_path_factory):
-    """A run by two processes in a Slurm job, and what they printed."""
-    workdir = tmp_path_factory.mktemp("two") / "run"
-    job = start_slurm_job(2, *small, "--config.feed=stream", f"--workdir={workdir}")
-    return workdir, [finish(process) for process in job]
+def two(small, digits_data_dir):
+    """A run by two processes in a Slurm job; beside it printed.json, what they printed."""
+    directory = digits_data_dir.with_name("two")
+
+    def make():
+        job = start_slurm_job(2, *small, "--config.feed=stream", f"--workdir={directory / 'run'}")
+        ended = [finish(process) for process in job]
+        (directory / "printed.json").write_text(json.dumps([(end.stdout, end.stderr) for end in ended]))
+
+    return once(directory, "printed.json", make) / "run"
 
 
 def test_two_processes_train_as_one_does_and_the_first_one_tells(two, alone):
-    workdir, (first, second) = two
-    alike(workdir, alone)
-    assert first.stdout.splitlines()[0] == str(workdir) and "test_accuracy" in first.stdout
-    assert [line for line in second.stdout.splitlines() if not line.startswith("[Gloo]")] == []
-    assert first.stderr == second.stderr == ""
-    device = json.loads((workdir / "config.json").read_text())["device"]
+    alike(two, alone)
+    first, second = json.loads((two.parent / "printed.json").read_text())
+    assert first[0].splitlines()[0] == str(two) and "test_accuracy" in first[0]
+    assert [line for line in second[0].splitlines() if not line.startswith("[Gloo]")] == []
+    assert first[1] == second[1] == ""
+    device = json.loads((two / "config.json").read_text())["device"]
     assert (device["count"], device["processes"]) == (2, 2)
-    assert len(list((workdir / "tb").iterdir())) == 1
+    assert len(list((two / "tb").iterdir())) == 1
 
 
 def test_stopped_and_killed_and_started_again_ends_bit_for_bit_the_same(two, small, tmp_path):
@@ -134,7 +139,7 @@ def test_stopped_and_killed_and_started_again_ends_bit_for_bit_the_same(two, sma
 
     for process in start_job(2, *arguments):
         finish(process)
-    jax.tree.map(np.testing.assert_array_equal, last_state(workdir), last_state(two[0]))
+    jax.tree.map(np.testing.assert_array_equal, last_state(workdir), last_state(two))
 
 
 def test_four_processes_go_down_with_the_first_and_one_finishes_their_work(alone, small, tmp_path):
@@ -149,7 +154,7 @@ def test_four_processes_go_down_with_the_first_and_one_finishes_their_work(alone
 
 
 def test_a_mistake_of_all_is_told_by_each_in_one_line(small, two):
-    job = start_job(2, *small, "--config.seed=1", f"--workdir={two[0]}")
+    job = start_job(2, *small, "--config.seed=1", f"--workdir={two}")
     for process in job:
         ended = finish(process, 2)
         assert len(ended.stderr.splitlines()) == 1 and "seed: 0 -> 1" in ended.stderr

@@ -3,12 +3,13 @@ import json
 import pytest
 
 from tests.commands import command
+from tests.trained import once
 
 
 @pytest.fixture(scope="module")
-def found(digits_data_dir, tmp_path_factory):
-    out = tmp_path_factory.mktemp("devices")
-    command("tests.many_devices", digits_data_dir, out, devices=8)
+def found(digits_data_dir):
+    out = digits_data_dir.with_name("many_devices")
+    once(out, "found.json", lambda: command("tests.many_devices", digits_data_dir, out, devices=8))
     return json.loads((out / "found.json").read_text())
 
 

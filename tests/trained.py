@@ -1,6 +1,7 @@
 """Finished runs for the tests of what uses them, each trained by the real command, once for all test processes."""
 
 import fcntl
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.commands import command
@@ -12,11 +13,16 @@ RECIPES = {
 }
 
 
-def train(dataset: str, directory: Path, data_dir: Path) -> Path:
-    """The run directory of a small network that reads digits passably."""
+def once(directory: Path, last: str, make: Callable[[], None]) -> Path:
+    """A directory that `make` fills, once for all test processes; `last` is the file that it writes last."""
     with directory.with_name(f"{directory.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (directory / "summary.json").exists():
-            fields = [f"--config.dataset={dataset}", f"--config.data_dir={data_dir}"]
-            command("mnist_flax.main", f"--workdir={directory}", *fields, *RECIPES[dataset])
+        if not (directory / last).exists():
+            make()
     return directory
+
+
+def train(dataset: str, directory: Path, data_dir: Path) -> Path:
+    """The run directory of a small network that reads digits passably."""
+    fields = [f"--config.dataset={dataset}", f"--config.data_dir={data_dir}", *RECIPES[dataset]]
+    return once(directory, "summary.json", lambda: command("mnist_flax.main", f"--workdir={directory}", *fields))
