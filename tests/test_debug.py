@@ -1,3 +1,5 @@
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 
 from mnist_flax import cli, data, debug, devices, train
 from mnist_flax import config as config_lib
-from tests.commands import command
+from tests.commands import command, records
 from tests.test_train import BATCH, EXAMPLES, STEPS_PER_EPOCH, config_for
 
 HUGE = 3e38
@@ -135,9 +137,9 @@ def test_labels_beyond_the_classes_are_refused(digits_data_dir, monkeypatch):
         data.load(config)
 
 
-def test_the_command_names_the_layer_where_a_run_without_it_stopped(digits_data_dir, tmp_path):
-    """Overflow that a loss does not show: parameters are infinite only after the last step before the checkpoint."""
-    arguments = (
+@pytest.fixture(scope="module")
+def tiny(digits_data_dir):
+    return (
         "--config=configs/digits.py",
         f"--config.data_dir={digits_data_dir}",
         "--config.train_examples=64",
@@ -147,15 +149,26 @@ def test_the_command_names_the_layer_where_a_run_without_it_stopped(digits_data_
         "--config.model.channels=(2,)",
         "--config.model.dense=()",
         "--config.optimizer.name=sgd",
-        "--config.optimizer.learning_rate=3e38",
-        "--config.optimizer.weight_decay=1000.0",
         "--config.optimizer.warmup_epochs=0.0",
-        f"--workdir={tmp_path / 'run'}",
     )
+
+
+def test_the_command_names_the_layer_where_a_run_without_it_stopped(tiny, tmp_path):
+    """Overflow that a loss does not show: parameters are infinite only after the last step before the checkpoint."""
+    workdir = tmp_path / "run"
+    overflow = ("--config.optimizer.learning_rate=3e38", "--config.optimizer.weight_decay=1000.0")
+    arguments = (*tiny, *overflow, f"--workdir={workdir}")
     ended = command("mnist_flax.main", *arguments, status=1)
     assert "parameters or the optimizer's averages became NaN or infinite at step 1" in ended.stderr
     assert "--config.debug=true" in ended.stderr and len(ended.stderr.splitlines()) == 1
-    assert not list((tmp_path / "run" / "checkpoints").iterdir())  # nothing bad was saved
+    assert not list((workdir / "checkpoints").iterdir())  # nothing bad was saved
     ended = command("mnist_flax.main", *arguments, "--config.debug=true", status=1)
     assert "error: step 1, in epoch 1: the updated parameters of layer" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
+
+
+def test_a_run_without_validation_examples_is_whole_in_debug_mode_too(tiny, tmp_path):
+    command("mnist_flax.main", *tiny, "--config.debug=true", f"--workdir={tmp_path / 'run'}")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["validation_accuracy"] is None and 0 <= summary["test_accuracy"] <= 1
+    assert {record["split"] for record in records(tmp_path / "run")} == {"train"}
