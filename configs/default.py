@@ -74,6 +74,7 @@ def get_config() -> ConfigDict:
     config.eval_batch_size = 1_000
     config.target_accuracy = 0.0  # stop once validation accuracy reaches it; 0 is never
     config.patience = 0  # stop after this many epochs without a better validation accuracy; 0 is never
+    config.debug = False  # check every step, slowly, and name the layer in which a number is not finite
 
     # Checkpoints, one an epoch
     config.checkpoint = ConfigDict()

@@ -60,6 +60,8 @@ def check(configs: Sequence[ConfigDict]) -> None:
                 "a population trains every member to its end: leave config.checkpoint.select=last, "
                 "config.patience=0 and config.target_accuracy=0.0"
             )
+        if config.debug:
+            raise cli.UserError("config.debug=True is for single runs: train the member by itself with mnist_flax.main")
         for key in _SHARED:
             if config[key] != configs[0][key]:
                 raise cli.UserError(f"config.{key} must be the same for all members of a population")

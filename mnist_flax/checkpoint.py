@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from mnist_flax.cli import RunError
@@ -100,7 +101,9 @@ class Checkpoints:
         for checkpoint in self._orbax.checkpoints:
             if checkpoint.step > step:
                 self._scores.pop(checkpoint.step, None)
-                shutil.rmtree(self._directory / str(checkpoint.step), ignore_errors=True)
+                if jax.process_index() == 0:
+                    shutil.rmtree(self._directory / str(checkpoint.step), ignore_errors=True)
+        multihost_utils.sync_global_devices("damaged checkpoints are removed")
         self._orbax.reload()
 
     def close(self) -> None:

@@ -57,21 +57,27 @@ def _is_worth_showing(record: std_logging.LogRecord) -> bool:
     return ours or (record.levelno >= std_logging.WARNING and "orbax" not in record.pathname)
 
 
+def report(error: BaseException) -> int | None:
+    """Says in one line what went wrong; gives the exit status. None, and nothing said: this needs a traceback."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130  # as shells report a command that Ctrl-C ended
+    if not isinstance(error, UserError | RunError | OSError):
+        return None
+    if isinstance(error, OSError) and error.errno not in _STORAGE_ERRORS:
+        return None
+    logging.flush()
+    print(f"error: {error}", file=sys.stderr)
+    return 2 if isinstance(error, UserError) else 1
+
+
 def _exit_on_user_error(function: Callable[[list[str]], int | None], argv: list[str]) -> int:
     try:
         return function(argv) or 0
-    except UserError as error:
-        logging.flush()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (RunError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in _STORAGE_ERRORS:
+    except (Exception, KeyboardInterrupt) as error:
+        status = report(error)
+        if status is None:
             raise
-        logging.flush()
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130  # as shells report a command that Ctrl-C ended
+        return status
 
 
 def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> None:

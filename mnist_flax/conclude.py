@@ -3,15 +3,19 @@
 import time
 from pathlib import Path
 
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mnist_flax import checkpoint, cli, data, devices, evaluate, metrics, model, progress, report, run, train
+from mnist_flax import checkpoint, cli, data, devices, evaluate, hosts, metrics, model, progress, report, run, train
 from mnist_flax.loop import Result
 
 
-def conclude(config: ConfigDict, splits: data.Splits, result: Result, directory: Path, mesh: Mesh) -> dict:
-    """Scores the model, the test split first; writes figures, report and, last of all, summary.json, and prints it."""
+def conclude(config: ConfigDict, splits: data.Splits, result: Result, directory: Path, mesh: Mesh) -> None:
+    """Scores the model, the test split first; writes figures, report and, last of all, summary.json, and prints it.
+
+    Of several processes all score, and the first one writes.
+    """
     names = data.CLASS_NAMES[config.dataset]
     state = result.state
     if config.checkpoint.select == "best":
@@ -24,16 +28,22 @@ def conclude(config: ConfigDict, splits: data.Splits, result: Result, directory:
         return evaluate.split_logits(evaluation, state.variables(), split, config.eval_batch_size, mesh)
 
     test_logits = split_logits(splits.test)
+    if not np.isfinite(test_logits).all():
+        raise cli.RunError(
+            "the network gives NaN or infinite logits for test images: train with a lower "
+            "config.optimizer.learning_rate, in another directory"
+        )
     test = metrics.evaluate_logits(test_logits, splits.test.labels)
     seconds = result.earlier_seconds + time.perf_counter() - cli.STARTED
     progress.console.print(
         f"test accuracy {test['accuracy']:.2%} ({test['errors']} errors in {test['examples']:,}) after {seconds:.1f} s"
     )
-    run.write_json(directory / "evaluation_test.json", {"dataset": config.dataset, "split": "test"} | test)
     accuracy = {
         name: metrics.evaluate_logits(split_logits(split), split.labels)["accuracy"] if len(split.labels) else None
         for name, split in (("train", splits.train), ("validation", splits.validation))
     }
+    if not hosts.is_first():
+        return
 
     device = devices.describe(mesh)
     examples = len(splits.train.labels) // config.batch_size * config.batch_size * result.records[-1]["epoch"]
@@ -55,6 +65,7 @@ def conclude(config: ConfigDict, splits: data.Splits, result: Result, directory:
         "images_per_second": examples / result.train_seconds,
         "device": f"{device['count']} x {device['kind']}",
     }
+    run.write_json(directory / "evaluation_test.json", {"dataset": config.dataset, "split": "test"} | test)
     report.write(
         directory,
         summary=summary,
@@ -67,4 +78,3 @@ def conclude(config: ConfigDict, splits: data.Splits, result: Result, directory:
     summary["total_seconds"] = result.earlier_seconds + time.perf_counter() - cli.STARTED
     run.write_json(directory / "summary.json", summary)
     progress.print_summary(summary)
-    return summary

@@ -27,6 +27,7 @@ _CHOICES = {
     "optimizer.schedule": ("constant", "exponential", "cosine", "one_cycle"),
     "checkpoint.select": ("last", "best"),
 }
+_LARGEST = 3.4028234663852886e38  # float32, in which training computes, has no larger number
 # Lowest and highest value allowed, both included.
 _RANGES = {
     "seed": (0, 2**31 - 1),
@@ -142,14 +143,20 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.{key}={values[key]!r} is unknown: use one of {', '.join(choices)}")
     for key, (low, high) in _RANGES.items():
         value = values[key]
-        if value is not None and not low <= value <= (sys.float_info.max if high is None else high):  # nor NaN
-            span = f"at least {low}" if high is None else f"from {low} to {high}"
+        if value is not None and not low <= value <= (_LARGEST if high is None else high):  # nor NaN
+            finite = ", finite in float32" if isinstance(value, float) else ""
+            span = f"at least {low}{finite}" if high is None else f"from {low} to {high}"
             raise UserError(f"config.{key}={value} is out of range: use a number {span}")
     _check_model(config.model)
     if config.batch_size % config.optimizer.accumulate_steps:
         raise UserError(
             f"config.optimizer.accumulate_steps={config.optimizer.accumulate_steps} must divide "
             f"config.batch_size={config.batch_size}"
+        )
+    if config.model.logits_batch_norm and config.batch_size == config.optimizer.accumulate_steps:
+        raise UserError(
+            "config.model.logits_batch_norm=True learns nothing from one example at a time, whose norm is 0: "
+            "use a larger config.batch_size, or fewer config.optimizer.accumulate_steps"
         )
     if config.optimizer.warmup_epochs > config.num_epochs:
         raise UserError(
@@ -221,12 +228,12 @@ def flatten(config: Mapping, prefix: str = "") -> dict:
 
 
 def differences(recorded: Mapping, wanted: Mapping) -> list[str]:
-    """Lines `KEY: recorded -> wanted` for each field that differs; where data lies makes no difference."""
+    """Lines `KEY: recorded -> wanted` for each field that differs and makes a difference to the result."""
     old, new = flatten(recorded), flatten(wanted)
     lines = []
     for key in sorted(old.keys() | new.keys()):
         before, after = (_plain(fields.get(key)) for fields in (old, new))
-        if before != after and key not in ("data_dir", "archive_dir"):
+        if before != after and key not in ("data_dir", "archive_dir", "debug"):
             lines.append(f"{key}: {before!r} -> {after!r}")
     return lines
 

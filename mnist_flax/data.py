@@ -80,7 +80,11 @@ def load(config: ConfigDict) -> Splits:
     Raises:
       UserError: the dataset cannot be prepared or is damaged, or has fewer examples than the config asks for.
     """
-    decoded = _decoded(config.dataset, prepare.prepare(config.dataset, config.data_dir, config.archive_dir))
+    place = prepare.prepare(config.dataset, config.data_dir, config.archive_dir)
+    decoded = _decoded(config.dataset, place)
+    classes = len(CLASS_NAMES[config.dataset])
+    if any(split.labels.min() < 0 or split.labels.max() >= classes for split in decoded.values()):
+        raise UserError(f"{place.directory} has labels beyond the {classes} classes: delete it and run again")
     labels = decoded["train"].labels
     total = len(labels)
     held_out = total // 12 if config.validation_examples is None else config.validation_examples

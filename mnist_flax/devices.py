@@ -1,27 +1,62 @@
-"""The devices that a run uses: their mesh, what they compute in, where compiled programs are kept."""
+"""The devices that a run uses: their mesh, what lies where on it, what they compute in, where programs are kept."""
 
 import hashlib
 import os
 import platform
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
-BATCH_AXIS = "data"  # the one mesh axis: batches are split over it, everything else is replicated
+from mnist_flax.cli import UserError
+
+# The one rule of what lies where: batches are split over the mesh, everything else is on every device.
+BATCH_AXIS = "data"
+EVERYWHERE = P()
+BATCHES = P(None, BATCH_AXIS)  # of arrays [steps, batch, ...]
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """All devices in a row; the batch is split over them."""
-    return Mesh(jax.devices() if devices is None else devices, (BATCH_AXIS,))
+    """All devices in a row, those of a process beside each other; the batch is split over them."""
+    if devices is None:
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(devices, (BATCH_AXIS,))
+
+
+def check_batch(config: ConfigDict, mesh: Mesh) -> None:
+    """Refuses a batch that does not divide among the devices.
+
+    Raises:
+      UserError: it does not, or the processes do not have as many devices each.
+    """
+    parts = config.optimizer.accumulate_steps
+    if config.batch_size % (mesh.size * parts):
+        raise UserError(
+            f"config.batch_size={config.batch_size} must be a multiple of the {mesh.size} devices"
+            + (f" times config.optimizer.accumulate_steps={parts}" if parts > 1 else "")
+        )
+    if jax.local_device_count() * jax.process_count() != jax.device_count():
+        raise UserError(
+            f"process {jax.process_index()} has {jax.local_device_count()} of {jax.device_count()} devices: "
+            f"give each of the {jax.process_count()} processes as many"
+        )
+
+
+def put(tree: Any, mesh: Mesh, spec: P = EVERYWHERE) -> Any:
+    """Arrays that this process holds whole, like every other, on the devices as `spec` says."""
+    sharding = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), tree)
 
 
 def describe(mesh: Mesh) -> dict:
     """What config.json and summary.json say of the devices."""
     device = mesh.devices.flat[0]
     kind = _cpu_name() if device.platform == "cpu" else device.device_kind
-    return {"platform": device.platform, "kind": kind, "count": mesh.size}
+    return {"platform": device.platform, "kind": kind, "count": mesh.size, "processes": jax.process_count()}
 
 
 def default_dtype(backend: str) -> str:

@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from mnist_flax import data
-from mnist_flax.devices import BATCH_AXIS
+from mnist_flax.devices import BATCHES, put
 
 # Given the step to go on from and the most steps to take: (images, labels, order, start, stop), for `make_train_steps`.
 Feed = Callable[[int, int], tuple[jax.Array, jax.Array, jax.Array, int, int]]
@@ -28,7 +27,7 @@ def make_feed(config: ConfigDict, splits: data.Splits, mesh: Mesh, first_step: i
 
 def _device_feed(config: ConfigDict, splits: data.Splits, mesh: Mesh) -> Feed:
     """The whole split lives on every device; an epoch's order goes there once an epoch."""
-    images, labels = jax.device_put(tuple(splits.train), NamedSharding(mesh, P()))
+    images, labels = put(tuple(splits.train), mesh)
     examples = len(splits.train.labels)
     steps_per_epoch = examples // config.batch_size
     current: tuple[int, jax.Array] | None = None
@@ -38,7 +37,7 @@ def _device_feed(config: ConfigDict, splits: data.Splits, mesh: Mesh) -> Feed:
         epoch, start = divmod(step, steps_per_epoch)
         if current is None or current[0] != epoch:
             order = data.epoch_order(config.seed, epoch, examples, config.batch_size)
-            current = epoch, jax.device_put(order, NamedSharding(mesh, P(None, BATCH_AXIS)))
+            current = epoch, put(order, mesh, BATCHES)
         return images, labels, current[1], start, min(start + limit, steps_per_epoch)
 
     return feed
@@ -46,14 +45,14 @@ def _device_feed(config: ConfigDict, splits: data.Splits, mesh: Mesh) -> Feed:
 
 def _stream_feed(config: ConfigDict, splits: data.Splits, mesh: Mesh, first_step: int) -> Feed:
     """Blocks of batches that Grain reads ahead, each process its own columns."""
-    sharding = NamedSharding(mesh, P(None, BATCH_AXIS))
+    sharding = NamedSharding(mesh, BATCHES)
     blocks: Iterator = data.stream(
         config, splits.train_indices, first_step, _STREAM_STEPS, jax.process_index(), jax.process_count()
     )
     # Where a device finds row i of its share of a block: the share is laid out as [steps, batch / devices].
     share = config.batch_size // mesh.size
     rows = np.arange(_STREAM_STEPS)[:, None] * share + np.arange(config.batch_size)[None, :] % share
-    order = jax.device_put(rows.astype(np.int32), sharding)
+    order = put(rows.astype(np.int32), mesh, BATCHES)
 
     def feed(step: int, limit: int):
         images, labels = next(blocks)

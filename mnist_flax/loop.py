@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from mnist_flax import checkpoint, data, devices, progress, run, train
-from mnist_flax.cli import RunError, UserError
+from mnist_flax import checkpoint, data, debug, devices, hosts, progress, run, train
+from mnist_flax.cli import RunError
 from mnist_flax.feed import make_feed
 from mnist_flax.model import make_model
 from mnist_flax.optimizer import make_schedule
@@ -40,6 +39,7 @@ class _Epoch(NamedTuple):
     state: train.TrainState
     metrics: dict[str, Any]
     validation: dict[str, Any] | None
+    finite: jax.Array  # whether all of the state is
 
 
 def fit(
@@ -54,15 +54,11 @@ def fit(
 
     The host dispatches a call, then reads the metrics of the call before, so the device never waits for it.
 
+    With several processes all do this together; the first one shows and records it.
+
     Raises:
-      UserError: the batch does not divide among the devices.
       RunError: the loss became NaN or infinite, or a checkpoint could not be written.
     """
-    if config.batch_size % (mesh.size * config.optimizer.accumulate_steps):
-        raise UserError(
-            f"config.batch_size={config.batch_size} must be a multiple of the {mesh.size} devices times "
-            f"config.optimizer.accumulate_steps={config.optimizer.accumulate_steps}"
-        )
     steps_per_epoch = len(splits.train.labels) // config.batch_size
     total_steps = steps_per_epoch * config.num_epochs
     checkpoints = checkpoint.Checkpoints(directory / run.CHECKPOINTS, config.checkpoint.keep)
@@ -77,19 +73,22 @@ def fit(
 
     hyper = train.hyperparameters(config)
     train_steps = train.make_train_steps(config, num_classes, steps_per_epoch, mesh)
+    if config.debug:
+        train_steps = debug.checked(train_steps, config, num_classes, steps_per_epoch, mesh)
     evaluate = train.make_evaluate(make_model(config.model, hyper, num_classes), mesh)
-    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+    take = jax.jit(lambda state: (jax.tree.map(jnp.copy, state), train.all_finite(state)))
     feed = make_feed(config, splits, mesh, step)
     validation = None
     if len(splits.validation.labels):
         batch_size = min(config.eval_batch_size, len(splits.validation.labels))
         validation = train.split_batches(mesh, *splits.validation, batch_size)
+    vote = hosts.Vote(mesh)
     limit = _FIRST_CALL_STEPS
     block = feed(step, limit)
 
     started = time.perf_counter()
     state, _ = train_steps(state, hyper, config.seed, *block[:3], 0, 0)  # compiles, runs no step
-    snapshot = copy(state)
+    snapshot, _ = take(state)
     if validation:
         evaluate(snapshot.variables(), *validation)
     jax.block_until_ready(snapshot)
@@ -99,10 +98,10 @@ def fit(
 
     pending: _Epoch | None = None
     previous: dict[str, Any] | None = None  # metrics of the call before
-    ended = False
+    ended = stopping = False
     with progress.bar(total_steps, step) as bar:
         log = _Log(config, directory, checkpoints, extra, steps_per_epoch, step, bar)
-        while step < total_steps and not stop():
+        while step < total_steps and not stopping:
             state, last = train_steps(state, hyper, config.seed, *block)
             step += block[4] - block[3]
             if pending:
@@ -115,16 +114,18 @@ def fit(
                 limit = max(1, min(int(_CALL_SECONDS / log.show(previous)), 4 * limit))
             previous = last
             if step % steps_per_epoch == 0:
-                snapshot = copy(state)
+                snapshot, finite = take(state)
                 scores = evaluate(snapshot.variables(), *validation)[0] if validation else None
-                pending, previous = _Epoch(snapshot, last, scores), None
+                pending, previous = _Epoch(snapshot, last, scores, finite), None
             if step < total_steps:
+                stopping, limit = vote(stop(), limit)
                 block = feed(step, limit)
         if pending:
             log.finish(pending)
             ended = step == total_steps or _early_stop(config, log.records)
         elif not ended and step > first_step:  # asked to stop within an epoch
             _read(last)
+            _check_finite(take(state)[1], step)
             log.save(state, step, None)
         log.close()
     return Result(state, log.records, ended, parameters, compile_seconds, log.seconds(), earlier_seconds)
@@ -138,7 +139,9 @@ def _start(
     if restored:
         checkpoints.remove_after(int(restored[0].step))
         return restored
-    init = jax.jit(lambda seed: train.init_state(config, num_classes, seed), out_shardings=NamedSharding(mesh, P()))
+    init = jax.jit(
+        lambda seed: train.init_state(config, num_classes, seed), out_shardings=NamedSharding(mesh, devices.EVERYWHERE)
+    )
     return init(config.seed), {"records": [], "train_seconds": 0.0}
 
 
@@ -159,14 +162,11 @@ class _Log:
         self._steps_per_epoch = steps_per_epoch
         hyper = train.hyperparameters(config)
         self._schedule = make_schedule(config.optimizer.schedule, hyper, steps_per_epoch, config.num_epochs)
-        self._metrics = run.Metrics(directory, extra["records"])
+        self.records = extra["records"]
+        self._metrics = run.Metrics(directory, self.records) if hosts.is_first() else None
         now = time.perf_counter()
         self._started = now - extra["train_seconds"]
         self._shown = self._finished = (now, step)
-
-    @property
-    def records(self) -> list[dict]:
-        return self._metrics.records
 
     def seconds(self) -> float:
         """Time spent in training, over all processes of the run."""
@@ -183,6 +183,7 @@ class _Log:
     def finish(self, epoch: _Epoch) -> None:
         """Reads an epoch's metrics, records them and saves its state."""
         loss, accuracy, step = _read(epoch.metrics)
+        _check_finite(epoch.finite, step)
         number = step // self._steps_per_epoch
         # As a user waits for it: the validation of the epoch before included.
         rate = self._steps_per_second(self._finished, step) * self._config.batch_size
@@ -195,6 +196,8 @@ class _Log:
         validation_accuracy = None
         if epoch.validation is not None:
             loss, validation_accuracy = (float(epoch.validation[key]) for key in ("loss", "accuracy"))
+            if not math.isfinite(loss):
+                raise _diverged(f"the validation loss became {loss}", step)
             self._record(place, "validation", loss, validation_accuracy, learning_rate, None)
             line += f"  validation loss {loss:.4f}  accuracy {validation_accuracy:.2%}"
         self._bar.line(f"{line}  {rate:,.0f} images/s  {self.seconds():.0f} s")
@@ -206,13 +209,17 @@ class _Log:
 
     def close(self) -> None:
         self._checkpoints.close()
-        self._metrics.close()
+        if self._metrics:
+            self._metrics.close()
 
     def _record(
         self, place: dict, split: str, loss: float, accuracy: float, learning_rate: float, rate: float | None
     ) -> None:
         scores = {"loss": loss, "accuracy": accuracy, "learning_rate": learning_rate}
-        self._metrics.append({**place, "split": split, **scores, "images_per_second": rate, "seconds": self.seconds()})
+        record = {**place, "split": split, **scores, "images_per_second": rate, "seconds": self.seconds()}
+        self.records.append(record)
+        if self._metrics:
+            self._metrics.append(record)
 
     @staticmethod
     def _steps_per_second(since: tuple[float, int], step: int) -> float:
@@ -228,11 +235,21 @@ def _read(metrics: dict[str, Any]) -> tuple[float, float, int]:
     """
     step, sums = int(metrics["step"]), jax.device_get(metrics["sums"])
     if not math.isfinite(sums.loss):
-        raise RunError(
-            f"the loss became {sums.loss} at step {step}: lower config.optimizer.learning_rate or set "
-            "config.optimizer.clip_norm; the last good checkpoint is kept"
-        )
+        raise _diverged(f"the loss became {sums.loss}", step)
     return float(sums.loss / sums.examples), float(sums.correct / sums.examples), step
+
+
+def _check_finite(finite: jax.Array, step: int) -> None:
+    """Raises RunError unless all of a state is finite: a gradient may overflow where the loss does not show it."""
+    if not finite:
+        raise _diverged("parameters or the optimizer's averages became NaN or infinite", step)
+
+
+def _diverged(what: str, step: int) -> RunError:
+    return RunError(
+        f"{what} at step {step}: lower config.optimizer.learning_rate or set config.optimizer.clip_norm; the last "
+        "good checkpoint is kept, and the same command with --config.debug=true names the layer"
+    )
 
 
 def _early_stop(config: ConfigDict, records: list[dict]) -> bool:

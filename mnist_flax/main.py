@@ -1,17 +1,19 @@
 """Trains a model as a config says: `python -m mnist_flax.main --config=configs/default.py [--workdir=DIR]`."""
 
+import contextlib
 import shlex
 import sys
 from pathlib import Path
 
 from absl import flags
 
-from mnist_flax import cli, progress, run
+from mnist_flax import cli, hosts, progress, run
 from mnist_flax import config as config_lib
 
 _CONFIG, _ARGUMENTS = config_lib.define_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory; a new one under runs/ if not given.")
 _TRAIN_ONLY = flags.DEFINE_bool("train_only", False, "end before the test set is scored; without it the run goes on.")
+hosts.define_flags()
 
 
 def main(argv: list[str]) -> int:
@@ -20,35 +22,42 @@ def main(argv: list[str]) -> int:
     recipe, config = config_lib.recipe_path(), _CONFIG.value
     config_lib.check(config)
     directory = Path(_WORKDIR.value or run.new_directory(Path(recipe).stem))
-    print(directory, flush=True)
-    run.check_directory(directory, config)
-    finished = run.read_summary(directory)
-    if finished:
-        progress.print_summary(finished)
-        return 0
     again = shlex.join(["python", "-m", "mnist_flax.main", *sys.argv[1:]])
     if not _WORKDIR.value:
         again += f" --workdir={shlex.quote(str(directory))}"
 
-    stop = cli.Stop()
+    is_first = True
     try:
-        from mnist_flax import conclude, data, devices, loop
-
-        splits = data.load(config)
-        devices.keep_compiled_programs()
-        mesh = devices.make_mesh()
-        with run.claim(directory):
-            run.check_directory(directory, config)  # another process may have come first
-            run.write_config(directory, config, devices.describe(mesh))
-            stop.can_wait = True
-            result = loop.fit(config, splits, len(data.CLASS_NAMES[config.dataset]), directory, mesh, stop)
-            if result.finished:
-                if not _TRAIN_ONLY.value:
-                    conclude.conclude(config, splits, result, directory, mesh)
+        with hosts.job(_WORKDIR.value) as is_first:
+            if is_first:
+                print(directory, flush=True)
+            run.check_directory(directory, config)
+            finished = run.read_summary(directory)
+            if finished:
+                progress.print_summary(finished)
                 return 0
+
+            stop = cli.Stop()
+            from mnist_flax import conclude, data, devices, loop
+
+            splits = data.load(config)
+            devices.keep_compiled_programs()
+            mesh = devices.make_mesh()
+            devices.check_batch(config, mesh)
+            with run.claim(directory) if is_first else contextlib.nullcontext():
+                if is_first:
+                    run.check_directory(directory, config)  # another process may have come first
+                    run.write_config(directory, config, devices.describe(mesh))
+                stop.can_wait = True
+                result = loop.fit(config, splits, len(data.CLASS_NAMES[config.dataset]), directory, mesh, stop)
+                if result.finished:
+                    if not _TRAIN_ONLY.value:
+                        conclude.conclude(config, splits, result, directory, mesh)
+                    return 0
     except KeyboardInterrupt:
         pass
-    print(f"stopped; this command goes on from here:\n{again}")
+    if is_first:
+        print(f"stopped; this command goes on from here:\n{again}")
     return 0
 
 

@@ -73,11 +73,13 @@ class CNN(nn.Module):
             window: dict[str, Any] = {"stride": stride, "padding": self.padding, "impl": self.impl}
             if self.batch_norm:
                 x = conv.conv(x, kernel, **window)
+                self.sow("intermediates", f"conv{i}", x)  # nothing, unless debug.py asks
                 x = self._norm(f"norm{i}", train, channel_axis)(x)
                 x = conv.relu_pool(x, pool_size, self.pooling)
             else:
                 bias = self.param(f"conv{i}_bias", nn.initializers.zeros, (features,))
                 x = conv.conv_bias_relu_pool(x, kernel, bias, pool_size=pool_size, pooling=self.pooling, **window)
+                self.sow("intermediates", f"conv{i}", x)
             x = dropout(x, self.conv_dropout_rate, 3 - channel_axis)
 
         x = conv.from_internal(x, self.impl).mean((1, 2)) if self.head == "average" else conv.flatten(x, self.impl)

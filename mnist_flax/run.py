@@ -214,14 +214,12 @@ class Metrics:
         """Starts from the records of a restored checkpoint; what was written after it goes."""
         from tensorboardX import SummaryWriter
 
-        self.records = records
         self._path = directory / "metrics.jsonl"
         _write_atomically(self._path, "".join(_json_line(record) for record in records))
         first_new_step = records[-1]["step"] + 1 if records else 0
         self._tensorboard = SummaryWriter(str(directory / TENSORBOARD), purge_step=first_new_step)
 
     def append(self, record: dict) -> None:
-        self.records.append(record)
         with self._path.open("a") as file:
             file.write(_json_line(record))
         for name, value in record.items():

@@ -15,13 +15,12 @@ import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
 from mnist_flax.augment import augment
 from mnist_flax.config import flatten
-from mnist_flax.devices import BATCH_AXIS
+from mnist_flax.devices import BATCH_AXIS, BATCHES, EVERYWHERE, put
 from mnist_flax.model import CNN, Ensemble, make_model, normalize
 from mnist_flax.optimizer import Hyperparameters, make_optimizer, make_schedule, update_ema
 
@@ -98,7 +97,7 @@ def abstract_variables(network: CNN | Ensemble, mesh: Mesh) -> dict:
 
 
 def _replicated(init: Callable, mesh: Mesh) -> Any:
-    replicated = NamedSharding(mesh, P())
+    replicated = NamedSharding(mesh, EVERYWHERE)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), jax.eval_shape(init)
     )
@@ -124,44 +123,24 @@ def make_train_step(config: ConfigDict, num_classes: int, steps_per_epoch: int |
     `images` are uint8 [share, 28, 28], `labels` int32 [share], `positions` the share's places in the whole batch.
     Gradients and metrics are those of the whole batch: means and sums over the devices of `BATCH_AXIS`.
     """
-    augmentations = [name for name, strength in config.augment.items() if strength]
 
     def step(state: TrainState, hyper: Hyperparameters, seed, images, labels, positions) -> TrainState:
         model = make_model(config.model, hyper, num_classes, BATCH_AXIS)
         schedule = make_schedule(config.optimizer.schedule, hyper, steps_per_epoch, hyper["num_epochs"])
         optimizer = make_optimizer(config, hyper, schedule)
 
-        images = normalize(images)
-        if augmentations:
-            keys = example_keys(seed, _AUGMENT, state.step, positions)
-            images = augment(keys, images, {name: hyper[f"augment.{name}"] for name in augmentations})
-        dropout_keys = example_keys(seed, _DROPOUT, state.step, positions)
-
-        def loss_fn(params, batch_stats, images, labels, keys):
-            logits, updates = model.apply(
-                {"params": params, "batch_stats": batch_stats},
-                images,
-                dropout_keys=keys,
-                mutable=["batch_stats"],
-            )
-            losses = cross_entropy(logits, labels, hyper["optimizer.label_smoothing"])
-            sums = Sums(losses.sum(), (logits.argmax(-1) == labels).sum(), jnp.int32(labels.size))
-            return losses.mean(), (updates.get("batch_stats", {}), sums)
+        loss_fn = partial(loss, model, hyper)
 
         def gradient(batch_stats, part):
-            (_, (batch_stats, sums)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-                state.params, batch_stats, *part
-            )
-            return batch_stats, (grads, sums)
+            (_, (updates, sums)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch_stats, *part)
+            return updates.get("batch_stats", {}), (grads, sums)
 
-        batch = (images, labels, dropout_keys)
+        batch = prepare_batch(config, hyper, seed, state.step, images, labels, positions)
         parts = config.optimizer.accumulate_steps
         if parts == 1:
             batch_stats, (grads, sums) = gradient(state.batch_stats, batch)
         else:
-            # Part i takes examples i, i + parts, ...: the same parts of the whole batch for any number of devices.
-            split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
-            batch_stats, (grads, sums) = lax.scan(gradient, state.batch_stats, split)
+            batch_stats, (grads, sums) = lax.scan(gradient, state.batch_stats, split_parts(batch, parts))
             grads = jax.tree.map(lambda g: g.mean(0), grads)
             sums = jax.tree.map(lambda s: s.sum(0), sums)
         grads = lax.pmean(grads, BATCH_AXIS)
@@ -178,6 +157,60 @@ def make_train_step(config: ConfigDict, num_classes: int, steps_per_epoch: int |
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema, sums)
 
     return step
+
+
+def prepare_batch(
+    config: ConfigDict, hyper: Hyperparameters, seed, step: Int[Array, ""], images, labels, positions
+) -> tuple[Float[Array, "share 28 28"], Int[Array, " share"], Key[Array, " share"]]:
+    """What the network is trained on in a step: augmented images in [0, 1], labels, and a key an example for dropout.
+
+    Arguments are those of `make_train_step`'s step.
+    """
+    images = normalize(images)
+    augmentations = [name for name, strength in config.augment.items() if strength]
+    if augmentations:
+        keys = example_keys(seed, _AUGMENT, step, positions)
+        images = augment(keys, images, {name: hyper[f"augment.{name}"] for name in augmentations})
+    return images, labels, example_keys(seed, _DROPOUT, step, positions)
+
+
+def split_parts(batch, parts: int):
+    """A batch, a tree of arrays [share, ...], as arrays [parts, share / parts, ...] to go through the model in turn.
+
+    Part i takes examples i, i + parts, ...: the same parts of the whole batch for any number of devices.
+    """
+    return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def loss(
+    model: CNN,
+    hyper: Hyperparameters,
+    params: dict,
+    batch_stats: dict,
+    images: Float[Array, "batch 28 28"],
+    labels: Int[Array, " batch"],
+    dropout_keys: Key[Array, " batch"],
+    collections: Sequence[str] = ("batch_stats",),
+) -> tuple[Float[Array, ""], tuple[Any, Sums]]:
+    """Mean loss in training mode; beside it the `collections` that the model wrote, and the metrics' sums.
+
+    "intermediates" among the collections are the outputs of all layers.
+    """
+    logits, updates = model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        images,
+        dropout_keys=dropout_keys,
+        mutable=collections,
+        capture_intermediates="intermediates" in collections,
+    )
+    losses = cross_entropy(logits, labels, hyper["optimizer.label_smoothing"])
+    sums = Sums(losses.sum(), (logits.argmax(-1) == labels).sum(), jnp.int32(labels.size))
+    return losses.mean(), (updates, sums)
+
+
+def all_finite(tree) -> Bool[Array, ""]:
+    """Whether no number in a tree of arrays is NaN or infinite."""
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def cross_entropy(
@@ -228,12 +261,12 @@ def make_train_steps(config: ConfigDict, num_classes: int, steps_per_epoch: int,
         return state, {"step": state.step, "sums": state.sums}
 
     def sharded(state, hyper, seed, images, labels, order, start, stop):
-        data = P(None, BATCH_AXIS) if images.ndim == 4 else P()
+        data = BATCHES if images.ndim == 4 else EVERYWHERE
         return jax.shard_map(
             steps,
             mesh=mesh,
-            in_specs=(P(), P(), P(), data, data, P(None, BATCH_AXIS), P(), P()),
-            out_specs=P(),
+            in_specs=(EVERYWHERE, EVERYWHERE, EVERYWHERE, data, data, BATCHES, EVERYWHERE, EVERYWHERE),
+            out_specs=EVERYWHERE,
             check_vma=False,
         )(state, hyper, seed, images, labels, order, start, stop)
 
@@ -248,7 +281,7 @@ def split_batches(mesh: Mesh, images, labels, batch_size: int) -> tuple[Array, A
     padding = count * batch_size - len(labels)
     images = np.pad(images, ((0, padding), (0, 0), (0, 0))).reshape(count, batch_size, 28, 28)
     labels = np.pad(labels, (0, padding), constant_values=-1).reshape(count, batch_size)
-    return jax.device_put((images, labels), NamedSharding(mesh, P(None, BATCH_AXIS)))
+    return put((images, labels), mesh, BATCHES)
 
 
 def evaluate_batches(
@@ -267,14 +300,13 @@ def make_evaluate(model: CNN | Ensemble, mesh: Mesh) -> Callable:
     """Whole-split evaluation: `(variables, images, labels) -> ({"loss", "accuracy"}, logits)` of `split_batches`.
 
     Loss is the mean cross-entropy and accuracy the fraction correct over exactly the examples that are not padding.
-    Logits are float32 [batches, batch, classes], padding included.
+    Logits are float32 [batches, batch, classes], padding included, whole on every device.
     """
-    return jax.jit(
-        jax.shard_map(
-            partial(evaluate_batches, model),
-            mesh=mesh,
-            in_specs=(P(), P(None, BATCH_AXIS), P(None, BATCH_AXIS)),
-            out_specs=(P(), P(None, BATCH_AXIS)),
-            check_vma=False,
-        )
+    evaluate = jax.shard_map(
+        partial(evaluate_batches, model),
+        mesh=mesh,
+        in_specs=(EVERYWHERE, BATCHES, BATCHES),
+        out_specs=(EVERYWHERE, BATCHES),
+        check_vma=False,
     )
+    return jax.jit(evaluate, out_shardings=NamedSharding(mesh, EVERYWHERE))

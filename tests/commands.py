@@ -15,19 +15,19 @@ from orbax.checkpoint import v1 as ocp
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def environment(devices: int = 1) -> dict[str, str]:
+def environment(devices: int = 1, **more: str) -> dict[str, str]:
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("XLA_", "JAX_"))}
     if devices > 1:
         variables["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-    return variables | {"PYTHONPATH": str(ROOT)}
+    return variables | {"PYTHONPATH": str(ROOT)} | more
 
 
-def start(module: str, *arguments: object, devices: int = 1, cwd: Path = ROOT) -> subprocess.Popen:
+def start(module: str, *arguments: object, devices: int = 1, cwd: Path = ROOT, **variables: str) -> subprocess.Popen:
     command = [sys.executable, "-m", module, *map(str, arguments)]
     return subprocess.Popen(
         command,
         cwd=cwd,
-        env=environment(devices),
+        env=environment(devices, **variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,

@@ -31,12 +31,15 @@ def mnist_data_dir(request, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def digits_data_dir(tmp_path_factory) -> Path:
-    """A data_dir with `digits` prepared, once for all test processes."""
-    from mnist_flax.prepare import prepare
+    """A data_dir with `digits` prepared and decoded, once for all test processes."""
+    from mnist_flax import data
+    from mnist_flax.config import default_config
 
     base = tmp_path_factory.getbasetemp()
     directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "digits_data"
-    prepare("digits", str(directory))
+    config = default_config()
+    config.dataset, config.data_dir = "digits", str(directory)
+    data.load(config)
     return directory
 
 

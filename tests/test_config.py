@@ -21,7 +21,7 @@ def test_every_field_is_ranged_or_chosen_or_free_on_purpose():
     """A new field must say what it may be: in the tables of config.py, or here."""
     tables = (config_lib._CHOICES, config_lib._RANGES, {f"model.{key}" for key in config_lib._PER_LAYER})
     known = set().union(*tables)
-    free = {"data_dir", "archive_dir", "optimizer.nesterov", "model.batch_norm", "model.logits_batch_norm"}
+    free = {"debug", "data_dir", "archive_dir", "optimizer.nesterov", "model.batch_norm", "model.logits_batch_norm"}
     assert set(FIELDS) - known == free | {"model.channels", "model.dense"}
 
 

@@ -152,21 +152,6 @@ def test_damaged_latest_checkpoint_falls_back_with_a_warning(small, undisturbed,
     assert final_state(workdir) == final_state(undisturbed[0])
 
 
-def test_eight_devices_train_like_one_and_resume_on_one(small, undisturbed, tmp_path):
-    workdir = tmp_path / "run"
-    arguments = (*small, f"--workdir={workdir}")
-    process = start("mnist_flax.main", *arguments, devices=8)
-    wait_for(lambda: (workdir / "metrics.jsonl").exists() and len(records(workdir)) >= 4, process, 200)
-    process.send_signal(signal.SIGTERM)
-    finish(process)
-    eight = records(workdir)
-    command("mnist_flax.main", *arguments)
-    for mine, theirs in zip(records(workdir), records(undisturbed[0]), strict=True):
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=2e-2), mine
-    for mine, theirs in zip(eight[:2], records(undisturbed[0]), strict=False):
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3), mine
-
-
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
@@ -175,6 +160,7 @@ def test_eight_devices_train_like_one_and_resume_on_one(small, undisturbed, tmp_
         (["--config.num_epochs=ten"], "num_epochs"),
         (["--config.num_epochs=0"], "at least 1"),
         (["--config.optimizer.learning_rate=nan"], "learning_rate"),
+        (["--config.optimizer.learning_rate=1e39"], "finite in float32"),
         (["--config.dataset=minst"], "fashion_mnist"),
         (["--config.model.kernel_sizes=(3,3,3)"], "channels"),
         (["--config.batch_size=100000"], "training examples"),

@@ -2,6 +2,7 @@
 
 import fcntl
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.commands import command
@@ -20,14 +21,19 @@ MEMBERS = {
 }
 
 
-def train(dataset: str, directory: Path, data_dir: Path, *changes: str) -> Path:
-    """The run directory of a small network that reads digits passably; `changes` are of its recipe."""
+def once(directory: Path, last: str, make: Callable[[], None]) -> Path:
+    """A directory that `make` fills, once for all test processes; `last` is the file that it writes last."""
     with directory.with_name(f"{directory.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (directory / "summary.json").exists():
-            fields = [f"--config.dataset={dataset}", f"--config.data_dir={data_dir}"]
-            command("mnist_flax.main", f"--workdir={directory}", *fields, *RECIPES[dataset], *changes)
+        if not (directory / last).exists():
+            make()
     return directory
+
+
+def train(dataset: str, directory: Path, data_dir: Path, *changes: str) -> Path:
+    """The run directory of a small network that reads digits passably; `changes` are of its recipe."""
+    fields = [f"--config.dataset={dataset}", f"--config.data_dir={data_dir}", *RECIPES[dataset], *changes]
+    return once(directory, "summary.json", lambda: command("mnist_flax.main", f"--workdir={directory}", *fields))
 
 
 def ensemble(digits_run: Path, data_dir: Path) -> tuple[Path, list[Path]]:
