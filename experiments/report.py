@@ -120,7 +120,8 @@ def write(place: Path) -> Path:
     failed = [trial for trial in study.get_trials(deepcopy=False) if "error" in trial.user_attrs]
     edges = edge_warnings(next(t for t in trials if t.number == best.number), shown)
     path = place / "report.html"
-    path.write_text(page(record, trials, failed, edges, confirmation, pictures), encoding="utf-8")
+    text = page(record, trials, failed, edges, confirmation, pictures)
+    run.write_whole(path, text.encode(errors="backslashreplace"))
     return path
 
 

@@ -1,6 +1,7 @@
 """What every command shares: how a user's mistake is reported, and which status a command ends with."""
 
 import errno
+import io
 import logging as std_logging
 import signal
 import sys
@@ -13,6 +14,7 @@ from absl import app, flags, logging
 STARTED = time.perf_counter()  # every command imports this module first: about when its process began
 # Failures of storage, which can come up wherever a file is written: one line says all there is to say.
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES}
+_NAME_ERRORS = {errno.ENAMETOOLONG, errno.ELOOP}  # of a path that no file can have
 
 
 class UserError(ValueError):
@@ -49,6 +51,18 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         message = str(error.args[0] if error.args else error)
         raise UserError(" ".join(message.split())) from error
+    except (SyntaxError, RecursionError, MemoryError) as error:  # of a value that Python's parser gives up on
+        raise UserError(f"a value on the command line is no Python literal ({type(error).__name__})") from error
+
+
+def one_line(text: str) -> str:
+    """The text with line breaks, and all else that cannot be printed, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def print_error(message: object) -> None:
+    """Prints one line on standard error, whatever names of files and contents the message quotes."""
+    print(f"error: {one_line(str(message))}", file=sys.stderr, flush=True)
 
 
 def _is_worth_showing(record: std_logging.LogRecord) -> bool:
@@ -62,13 +76,16 @@ def _exit_on_user_error(function: Callable[[list[str]], int | None], argv: list[
         return function(argv) or 0
     except UserError as error:
         logging.flush()
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     except (RunError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _NAME_ERRORS:
+            print_error(f"{error.filename} cannot be the name of a file ({error.strerror}): choose another")
+            return 2
         if isinstance(error, OSError) and error.errno not in _STORAGE_ERRORS:
             raise
         logging.flush()
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 1
     except KeyboardInterrupt:
         return 130  # as shells report a command that Ctrl-C ended
@@ -81,6 +98,9 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     after a `RunError` and with a traceback after anything else, 130 after Ctrl-C where `main` does not handle it.
     """
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")  # names of files are bytes
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_worth_showing)
 
@@ -88,7 +108,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
         try:
             return _parse_flags(arguments)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print_error(error)
             sys.exit(2)
 
     app.run(

@@ -19,6 +19,7 @@ from mnist_flax.segment import Span
 LAYOUTS = ("digit", "line", "page")
 UNREADABLE = "?"
 SMALLEST = 6.0  # pixels: what is lower is no digit but noise
+MOST_MARKS = 10_000  # of a picture: twice what a page of the smallest digits that are read has room for
 WORKING_PIXELS = 6_000_000  # larger pictures are reduced: an A4 page at 250 dots an inch
 
 
@@ -104,6 +105,8 @@ def find(picture: Grey, layout: str) -> Sheet:
     ink, separators = rules.remove_rules(ink_lib.find_ink(grey, height), height)
     separators |= thin
     marks = segment.find_marks(ink, height)
+    if len(marks.boxes) > MOST_MARKS:
+        raise UserError(f"this is no sheet of digits: it has {len(marks.boxes):,} marks, and {MOST_MARKS:,} are read")
     if layout == "digit":
         lattices = [segment.whole(ink, marks)] if marks.boxes else []
     elif layout == "line":
