@@ -154,7 +154,7 @@ def read_config(directory: Path) -> ConfigDict:
         config.update_from_flattened_dict(values)
         config.lock()
         config_lib.check(config)
-    except (UserError, TypeError, ValueError, AttributeError, KeyError, RecursionError) as error:
+    except (UserError, TypeError, ValueError, AttributeError, KeyError, OverflowError, RecursionError) as error:
         reason = " ".join(str(error).split())[:500]
         raise UserError(f"{path} was damaged or is from another version: {reason}") from error
     return config
