@@ -24,7 +24,7 @@ _SECONDS = flags.DEFINE_float("seconds", 300.0, "time for all targets together."
 _TARGETS = flags.DEFINE_list("targets", [], "which targets; by default all.")
 _OUTPUT = flags.DEFINE_string("output", "runs/fuzz", "directory for the inputs that made a finding.")
 
-START = 120  # seconds that a process may take to import and compile, before its time begins
+START = 300  # seconds that a process may take to import and compile, before its time begins
 
 
 def campaign(name: str, seconds: float, output: Path) -> dict[str, Any]:
@@ -75,9 +75,8 @@ def main(argv: list[str]) -> int:
         result = campaign(name, _SECONDS.value / len(names), output)
         findings += [f"{name}: {what} ({output / name / place})" for what, place in result["findings"].items()]
         cells = (f"{result[key]:,}" for key in ("inputs", "valid", "refused", "corpus"))
-        table.add_row(
-            name, *cells, f"{1e3 * result['slowest']:.0f}", f"{result['memory']:,}", f"{len(result['findings'])}"
-        )
+        cost = f"{1e3 * result['slowest']:.0f}", f"{result['memory']:,}"
+        table.add_row(name, *cells, *cost, f"{len(result['findings'])}")
     progress.console.print(table)
     for finding in findings:
         progress.console.print(cli.one_line(finding))

@@ -6,6 +6,7 @@ coverage-guided fuzzer, `tests/test_fuzz.py` with random inputs.
 """
 
 import asyncio
+import contextlib
 import gzip
 import io
 import json
@@ -32,6 +33,7 @@ class Target(NamedTuple):
     make: Callable[[Path], Feed]  # from an empty directory of its own
     seeds: Callable[[], Sequence[bytes]]  # valid inputs, to start from
     is_json: bool = False  # so that values can be exchanged, and not bytes alone
+    modules: tuple[str, ...] = ()  # that are imported when they are first needed, and are to be followed too
 
 
 # Archives and datasets
@@ -91,14 +93,16 @@ def feed_flags(directory: Path) -> Feed:
     def feed(data: bytes) -> None:
         lines = data.decode(errors="surrogateescape").replace("\0", "").splitlines()
         before = set(flags.FLAGS)
+        complaint = io.StringIO()
         try:
-            _, arguments = config_lib.define_flag(["main", *(f"--config.{line}" for line in lines)])
+            with contextlib.redirect_stderr(complaint):
+                _, arguments = config_lib.define_flag(["main", *(f"--config.{line}" for line in lines)])
             cli._parse_flags(arguments)
             config_lib.recipe_path()
             config_lib.check(flags.FLAGS["config"].value)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            if not isinstance(error, cli.UserError):
-                raise
+        except SystemExit as error:
+            assert error.code == 2
+            raise cli.UserError(complaint.getvalue()) from error
         finally:
             for name in set(flags.FLAGS) - before:
                 delattr(flags.FLAGS, name)
@@ -339,10 +343,10 @@ TARGETS = {
         calibration_seeds,
         True,
     ),
-    "study": Target(feed_study, study_seeds, True),
+    "study": Target(feed_study, study_seeds, True, ("experiments.report",)),
     "image": Target(feed_image, image_seeds),
     "json": Target(feed_json, json_seeds, True),
-    "web": Target(feed_web, web_seeds),
+    "web": Target(feed_web, web_seeds, False, ("mnist_flax.web", "mnist_flax.explain")),
 }
 
 

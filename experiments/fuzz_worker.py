@@ -7,6 +7,7 @@ traceback, and the campaign goes on.
 """
 
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -37,8 +38,10 @@ def main(name: str, place: str, seconds: str) -> None:
     # Modules are imported here so that what the fuzzer follows is the project's code, and Pillow's.
     with atheris.instrument_imports(include=["mnist_flax", "experiments", "PIL"]):
         from experiments import fuzz_targets
-        from mnist_flax import conv, data, drawing, explain, ink, model, rules, segment, train, web  # noqa: F401
-    target = fuzz_targets.TARGETS[name]
+
+        target = fuzz_targets.TARGETS[name]
+        for module in target.modules:
+            importlib.import_module(module)
     (directory / "work").mkdir()
     feed = target.make(directory / "work")
     corpus = directory / "corpus"

@@ -1,12 +1,13 @@
 """What every command shares: how a user's mistake is reported, and which status a command ends with."""
 
+import contextlib
 import errno
 import io
 import logging as std_logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -44,15 +45,25 @@ class Stop:
         return self.requested
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses absl flags; any complaint becomes a UserError (absl's own exit status would be 1)."""
+@contextlib.contextmanager
+def flag_errors() -> Iterator[None]:
+    """Turns whatever absl and ml_collections raise over a flag into a UserError (absl's own exit status would be 1)."""
     try:
-        return flags.FLAGS(list(argv))
+        yield
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        message = str(error.args[0] if error.args else error)
-        raise UserError(" ".join(message.split())) from error
+        reason = error.args[0] if error.args else error
+        while isinstance(reason, Exception) and reason.args:  # ml_collections wraps one in another
+            reason = reason.args[0]
+        message = " ".join(str(reason).split())
+        unknown = isinstance(error, AttributeError | KeyError)  # of which the message is but the name
+        raise UserError(f"config has no field {message}" if unknown else message) from error
     except (SyntaxError, RecursionError, MemoryError) as error:  # of a value that Python's parser gives up on
         raise UserError(f"a value on the command line is no Python literal ({type(error).__name__})") from error
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    with flag_errors():
+        return flags.FLAGS(list(argv))
 
 
 def one_line(text: str) -> str:

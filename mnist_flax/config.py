@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from mnist_flax import cli
 from mnist_flax.cli import UserError
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -79,13 +80,18 @@ def define_flag(argv: Sequence[str] | None = None) -> tuple[flags.FlagHolder, li
     # ml_collections wants the recipe before its overrides; to a user their order means nothing.
     arguments = [program, *sorted(arguments, key=lambda argument: not argument.startswith("--config="))]
     _make_recipes_importable()
-    holder = config_flags.DEFINE_config_file(
-        "config",
-        str(RECIPES / "default.py"),
-        "recipe to run, a Python file whose get_config() returns a ConfigDict; "
-        "override any field with --config.KEY=VALUE.",
-        sys_argv=arguments,
-    )
+    try:
+        with cli.flag_errors():
+            holder = config_flags.DEFINE_config_file(
+                "config",
+                str(RECIPES / "default.py"),
+                "recipe to run, a Python file whose get_config() returns a ConfigDict; "
+                "override any field with --config.KEY=VALUE.",
+                sys_argv=arguments,  # which it reads at once, before any command is there to report a mistake
+            )
+    except UserError as error:
+        cli.print_error(error)
+        sys.exit(2)
     return holder, arguments
 
 

@@ -93,7 +93,9 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was cut short, or is empty
         try:
             record = json.loads(line)
-            if record["split"] not in ("train", "validation") or record["epoch"] not in range(1, 2**31):
+            if record["split"] not in ("train", "validation") or type(record["epoch"]) is not int:
+                raise ValueError
+            if not 1 <= record["epoch"] < 2**31:
                 raise ValueError
             numbers = {name: float(record[name]) for name in ("loss", "accuracy", "learning_rate")}
             if not all(0 <= number < math.inf for number in numbers.values()) or numbers["accuracy"] > 1:

@@ -22,8 +22,8 @@ def environment(devices: int = 1) -> dict[str, str]:
     return variables | {"PYTHONPATH": str(ROOT)}
 
 
-def start(module: str, *arguments: object, devices: int = 1, cwd: Path = ROOT) -> subprocess.Popen:
-    command = [sys.executable, "-m", module, *map(str, arguments)]
+def start(module: str, *arguments: object, devices: int = 1, cwd: Path = ROOT, option: str = "-m") -> subprocess.Popen:
+    command = [sys.executable, option, module, *map(str, arguments)]
     return subprocess.Popen(
         command,
         cwd=cwd,
