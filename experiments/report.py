@@ -98,9 +98,7 @@ def write(place: Path) -> Path:
     trials = read_trials(study, objective)
     axes_of = [study_figures.make_axis(key, scale) for key, scale in record.scales.items()]
     shown = [axis for axis in axes_of if axis.key != "seed"]
-    confirmation = None
-    if (place / "confirmation.json").exists():
-        confirmation = run.read_json(place / "confirmation.json")
+    confirmation = directory.read_confirmation(place)
     drawn = {}
     by_key = {axis.key: axis for axis in shown}
     asked = [by_key[key] for key in record.plan.scientific if key in by_key and len(by_key[key].ticks) >= 2]

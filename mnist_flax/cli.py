@@ -77,9 +77,10 @@ def print_error(message: object) -> None:
 
 
 def _is_worth_showing(record: std_logging.LogRecord) -> bool:
-    """Our own log lines and others' warnings; Orbax logs failures that reach us as exceptions too."""
+    """Our own log lines and others' warnings; Orbax and Pillow log failures that reach us as exceptions too."""
     ours = Path(record.pathname).is_relative_to(Path(__file__).parent)
-    return ours or (record.levelno >= std_logging.WARNING and "orbax" not in record.pathname)
+    raises = any(name in record.pathname for name in ("orbax", "/PIL/"))
+    return ours or (record.levelno >= std_logging.WARNING and not raises)
 
 
 def _exit_on_user_error(function: Callable[[list[str]], int | None], argv: list[str]) -> int:

@@ -325,12 +325,14 @@ def test_a_study_report_escapes_whatever_it_shows(attack):
     assert is_harmless(page, KNOWN).text.count(attack) >= 8
 
 
-def test_a_figure_takes_no_text_for_a_formula(tmp_path):
-    axis = study_figures.make_axis("model.head", {"kind": "choice", "values": ["$\\frac$", "a_$b$"], "log": False})
-    trials = [
-        study_figures.Trial(i, {"model.head": tick}, "complete", 0.1 + i, []) for i, tick in enumerate(axis.ticks)
-    ]
-    study_figures.figure_isolation(trials, [axis], "validation_error").savefig(tmp_path / "figure.png")
+@pytest.mark.parametrize("text", ["$\\frac$", "<b>", "a b", ""])
+def test_a_study_that_would_draw_formulas_or_tags_is_refused(stranger, tmp_path, text):
+    place = shutil.copytree(stranger / "study", tmp_path / "study")
+    details = json.loads((place / "study.json").read_text())
+    details["space"]["model.head"] = {"kind": "choice", "values": [text], "log": False, "condition": None}
+    (place / "study.json").write_text(json.dumps(details))
+    with pytest.raises(run.UserError, match="was damaged"):
+        directory.read(place)
 
 
 def test_nothing_here_unpacks_archives():
