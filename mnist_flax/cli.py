@@ -50,7 +50,7 @@ def flag_errors() -> Iterator[None]:
     """Turns whatever absl and ml_collections raise over a flag into a UserError (absl's own exit status would be 1)."""
     try:
         yield
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (flags.Error, AttributeError, LookupError, TypeError, ValueError, OSError) as error:
         reason = error.args[0] if error.args else error
         while isinstance(reason, Exception) and reason.args:  # ml_collections wraps one in another
             reason = reason.args[0]

@@ -19,7 +19,8 @@ from mnist_flax.segment import Span
 LAYOUTS = ("digit", "line", "page")
 UNREADABLE = "?"
 SMALLEST = 6.0  # pixels: what is lower is no digit but noise
-MOST_MARKS = 10_000  # of a picture: twice what a page of the smallest digits that are read has room for
+# Marks of a picture, with its dirt and without: more than there can be digits, and each takes its time.
+MOST_SPECKS, MOST_MARKS = 20_000, {"digit": 3_000, "line": 500, "page": 3_000}
 WORKING_PIXELS = 6_000_000  # larger pictures are reduced: an A4 page at 250 dots an inch
 
 
@@ -94,6 +95,7 @@ def find(picture: Grey, layout: str) -> Sheet:
     # On a page no digit is as long as this; elsewhere one may fill the picture.
     longest = 0.3 * max(grey.shape) if layout == "page" else math.inf
     ink = ink_lib.find_ink(grey)
+    _check_count(ink_lib.count_marks(ink), MOST_SPECKS)
     if layout != "digit" and (degrees := rules.tilt(ink.mask)):
         grey, to_picture = _turned(grey, degrees, to_picture)
         ink = ink_lib.find_ink(grey)
@@ -105,8 +107,7 @@ def find(picture: Grey, layout: str) -> Sheet:
     ink, separators = rules.remove_rules(ink_lib.find_ink(grey, height), height)
     separators |= thin
     marks = segment.find_marks(ink, height)
-    if len(marks.boxes) > MOST_MARKS:
-        raise UserError(f"this is no sheet of digits: it has {len(marks.boxes):,} marks, and {MOST_MARKS:,} are read")
+    _check_count(len(marks.boxes), MOST_MARKS[layout])
     if layout == "digit":
         lattices = [segment.whole(ink, marks)] if marks.boxes else []
     elif layout == "line":
@@ -114,6 +115,11 @@ def find(picture: Grey, layout: str) -> Sheet:
     else:
         lattices = [segment.spans_of_line(ink, marks, line) for line in layout_lib.find_lines(marks)]
     return Sheet(tuple(map(tuple, lattices)), height, separators, to_picture)
+
+
+def _check_count(marks: int, most: int) -> None:
+    if marks > most:
+        raise UserError(f"this is no sheet of digits: it has {marks:,} marks of ink, where {most:,} is the limit")
 
 
 def recognise(sheets: Sequence[Sheet], recogniser: Recogniser, threshold: float) -> list[Reading]:

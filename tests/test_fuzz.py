@@ -3,7 +3,9 @@
 import importlib.util
 import io
 import json
+import os
 import random
+import shutil
 import struct
 
 import numpy as np
@@ -46,19 +48,19 @@ def test_input_is_valid_or_gets_one_line(target, chosen, seed, changes, binary):
 
 
 def test_the_seeds_are_valid(target):
-    kind, feed, seeds = target
+    _, feed, seeds = target
     assert fuzz_targets.feed_once(feed, seeds[0])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="Atheris is not installed")
 def test_the_campaign_runs_and_counts(tmp_path):
     out = command("experiments.fuzz", "--seconds=2", "--targets=json,calibration", f"--output={tmp_path}").stdout
-    rows = [line.split("│") for line in out.splitlines() if "│" in line]
-    assert [row[1].strip() for row in rows] == ["json", "calibration"]
+    rows = [line.split() for line in out.splitlines() if line.split()[:1] in (["json"], ["calibration"])]
+    assert len(rows) == 2
     for row in rows:
-        inputs, valid, refused = (int(cell.strip().replace(",", "")) for cell in row[2:5])
+        inputs, valid, refused = (int(cell.replace(",", "")) for cell in row[1:4])
         assert inputs > 50 and inputs == valid + refused and refused > 0
-        assert row[8].strip() == "0"
+        assert row[-1] == "0"
     assert not list(tmp_path.iterdir())
 
 
@@ -69,18 +71,10 @@ def test_an_unknown_target_gets_one_line():
 # What it found
 
 
-@pytest.mark.parametrize(
-    "override",
-    [
-        "--config.modle.x=3",
-        "--config._h",
-        "--config.=3",
-        "--config.seed[0]=1",
-        "--config.seed=" + "(" * 5_000,
-        "--config.x",
-    ],
-    ids=lambda override: override[:30],
-)
+OVERRIDES = ["--config.modle.x=3", "--config._h", "--config.=3", "--config.seed[0]=1", "--config.seed=" + "(" * 5_000]
+
+
+@pytest.mark.parametrize("override", OVERRIDES, ids=lambda override: override[:30])
 @pytest.mark.parametrize("module", ["mnist_flax.main", "experiments.study"])
 def test_a_mistake_in_an_override_is_no_traceback_even_without_a_recipe(override, module):
     if module == "experiments.study" and override != "--config.modle.x=3":
@@ -101,7 +95,7 @@ def test_names_that_no_file_can_have_get_one_line(tmp_path):
 
 
 def test_a_directory_whose_name_is_no_text_is_printed(tmp_path):
-    workdir = tmp_path / b"\xff\n[/red]".decode(errors="surrogateescape")
+    workdir = tmp_path / b"\xff\n[red".decode(errors="surrogateescape")
     error = command("mnist_flax.main", f"--workdir={workdir}", "--config.seed=-1", status=2).stderr
     assert error.count("\n") == 1
     workdir.mkdir()
@@ -120,8 +114,6 @@ def test_json_that_no_parser_takes_is_refused(tmp_path, content):
 
 
 def test_a_file_that_is_no_file_is_not_waited_for(tmp_path):
-    import os
-
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(UserError, match="no regular file"):
         run.read_config(tmp_path)
@@ -206,8 +198,6 @@ def test_names_in_brackets_are_printed_and_not_taken_for_markup(capsys):
     "info", [{"alternativeFileFormats": None}, {"splits": [{"name": "train", "shardLengths": [1e999]}]}]
 )
 def test_a_damaged_description_of_a_dataset_gets_one_line(digits_data_dir, tmp_path, info):
-    import shutil
-
     place = shutil.copytree(digits_data_dir / "digits", tmp_path / "digits") / "1.0.0" / "dataset_info.json"
     place.write_text(json.dumps(json.loads(fuzz_targets.dataset_seeds()[0]) | info))
     with pytest.raises(UserError, match="is damaged"):
@@ -236,12 +226,21 @@ def test_a_picture_of_hardly_any_contrast_holds_nothing(levels, layout):
     assert not reading.find(grey, layout).lattices
 
 
-def test_a_picture_of_nothing_but_marks_is_refused_and_not_taken_apart():
+@pytest.mark.parametrize(("side", "layout"), [(500, "line"), (600, "page")])
+def test_a_picture_of_nothing_but_marks_is_refused_and_not_taken_apart(side, layout):
+    picture = np.ones((side, side), np.float32)
+    for i in range(36):
+        picture[i // 6 :: 9, i % 6 :: 9] = 0
+    with pytest.raises(UserError, match="no sheet of digits"):
+        reading.find(picture, layout)
+
+
+def test_what_could_be_frames_is_not_held_against_all_that_could_be_lines():
+    """Twenty thousand of each: minutes, if it were pair by pair."""
     picture = np.ones((1_400, 1_400), np.float32)
     for i in range(49):
         picture[i // 7 :: 10, i % 7 :: 10] = 0
-    with pytest.raises(UserError, match="no sheet of digits"):
-        reading.find(picture, "page")
+    assert not reading.find(picture, "page").lattices
 
 
 @pytest.mark.parametrize("value", [True, 1.0, "1", None, 10**400, -1, 256, [1]], ids=ascii)
