@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 
 from mnist_flax import cli, progress
 
@@ -70,8 +70,8 @@ def main(argv: list[str]) -> int:
     if unknown := [name for name in names if name not in TARGETS]:
         raise cli.UserError(f"--targets={','.join(unknown)} is unknown: choose from {', '.join(TARGETS)}")
     output = Path(_OUTPUT.value)
-    headings = ("target", "inputs", "valid", "refused", "corpus", "slowest ms", "MiB", "findings")
-    table = Table(*headings, box=box.SIMPLE)
+    headings = ("inputs", "valid", "refused", "corpus", "slowest ms", "MiB", "findings")
+    table = Table(Column("target", min_width=11), *headings, box=box.SIMPLE)
     findings = []
     for name in names:
         result = campaign(name, _SECONDS.value / len(names), output)
