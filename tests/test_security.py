@@ -193,6 +193,20 @@ def test_a_dataset_that_names_a_module_does_not_get_it_imported(stranger, tmp_pa
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize("change", [{"channels": [8, 17]}, {"channels": [3000, 3000]}, {"batch_norm": True}], ids=str)
+def test_a_config_that_does_not_fit_its_checkpoint_gets_one_line(stranger, tmp_path, change):
+    """Before a single array is read, so that what a config claims costs nothing."""
+    workdir = shutil.copytree(stranger / "run", tmp_path / "run")
+    recorded = json.loads((workdir / "config.json").read_text())
+    before = dict(recorded["config"]["model"])
+    recorded["config"]["model"] |= (
+        change if change != {"batch_norm": True} else {"batch_norm": not before["batch_norm"]}
+    )
+    (workdir / "config.json").write_text(json.dumps(recorded))
+    error = command("mnist_flax.evaluate", workdir, status=1).stderr
+    assert error.startswith("error: ") and error.count("\n") == 1 and "in a run of this config" in error, error
+
+
 @pytest.mark.parametrize(
     "planted",
     [
