@@ -46,11 +46,12 @@ def write_winner(place: Path, study: optuna.Study, config: ConfigDict) -> Path:
     heading = f"Winner of the study {study.study_name}: trial {trial.number}, {trial.value:.6g} on validation data."
     command = f"python -m mnist_flax.main --config={path}"
     comments = "".join(f"# {cli.one_line(line)}\n" for line in (heading, command))
-    path.write_text(
+    code = (
         f"{comments}\n"
         "from configs import default\n\n\n"
         f"def get_config():\n    config = default.get_config()\n{lines}    return config\n"
     )
+    run.write_whole(path, code.encode())
     return path
 
 

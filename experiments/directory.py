@@ -41,7 +41,7 @@ def prepare(place: Path, definition: space.Definition, url: str | None) -> Recor
         raise UserError(f"--workdir={place} is neither empty nor a study directory: use another directory")
     try:
         place.mkdir(parents=True, exist_ok=True)
-        lock = (place / ".lock").open("w")
+        lock = (place / ".lock").open("a")
     except OSError as error:
         raise UserError(f"--workdir={place} cannot be written ({error.strerror}): use another directory") from error
     with lock:

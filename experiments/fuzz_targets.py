@@ -287,7 +287,9 @@ def untrained(directory: Path) -> recogniser.Reader:
     from mnist_flax import data, model, train
 
     config = config_lib.default_config()
-    config.dataset, config.data_dir, config.model.channels, config.model.dense = "mnist", str(directory), (4,), ()
+    config.dataset, config.data_dir = "mnist", str(directory)
+    config.model.channels, config.model.pool_sizes, config.model.dense = (4,), (2,), ()
+    config_lib.check(config)
     run.write_json(directory / "config.json", {"config": config.to_dict()})
     run.write_json(directory / "summary.json", SUMMARY)
     names = data.CLASS_NAMES[config.dataset]

@@ -19,7 +19,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mnist_flax import api, batching, explain, images, mistakes, reading
+from mnist_flax import api, batching, cli, explain, images, mistakes, reading
 from mnist_flax.cli import UserError
 from mnist_flax.recogniser import Reader
 
@@ -274,7 +274,8 @@ async def _complain(request: Request, error: UserError) -> Response:
 
 
 async def _fail(request: Request, error: Exception) -> Response:
-    logging.error("%s %s failed", request.method, request.url.path)  # the traceback follows from the server
+    path = cli.one_line(request.scope["path"])
+    logging.error("%s %s failed", request.method, path)  # the traceback follows from the server
     return _problem(500, "the server failed: its log says why")
 
 
