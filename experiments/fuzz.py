@@ -34,7 +34,7 @@ def campaign(name: str, seconds: float, output: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
         directory = Path(place)
         command = [sys.executable, "-m", "experiments.fuzz_worker", name, place, str(seconds)]
-        # Two threads of XLA's are enough, and where a hash decides, it decides the same each time.
+        # Where the order of a set decides, it decides the same each time.
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONHASHSEED": "0"}
         with (directory / "log").open("w") as log:
             try:

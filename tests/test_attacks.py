@@ -140,6 +140,20 @@ def test_many_idle_connections_make_room_for_others(server):
         assert answer.status == 200  # while those 300 are still held at this end
 
 
+def test_uploads_that_stall_do_not_fill_the_memory(server):
+    """Eight of the largest have room; the ninth is told to come back, and all room is given back in the end."""
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connected(server)) for _ in range(10)]
+        for connection in connections:
+            connection.sendall(head("Content-Type: image/png", "Content-Length: 2000000", "Connection: close"))
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(bytes(1_900_000))
+        statuses = [everything(connection)[9:12] for connection in connections]
+    assert set(statuses) <= {b"503", b"408", b""} and statuses.count(b"408") == 8
+    for _ in range(10):
+        assert server.ask("POST", "/api/predict", bytes(2_000_000), "image/png").status == 400  # no image, but read
+
+
 # Large ones
 
 
