@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import random
+import string
 import struct
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -276,8 +277,8 @@ def feed_web(directory: Path) -> Feed:
         kind = KINDS[ord(words[3][0]) % len(KINDS)] if words[3][:1] else ""
         status, answer = loop.run_until_complete(ask(app, words[0] or "GET", path, words[2], kind, body))
         assert 200 <= status < 500, f"status {status}"
-        if status >= 400 and words[0] != "HEAD":
-            assert json.loads(answer)["error"].isprintable()
+        if status >= 400:
+            raise cli.UserError(json.loads(answer)["error"] if answer else "refused")
 
     return feed
 
@@ -304,7 +305,12 @@ async def ask(app: Any, method: str, path: str, query: str, kind: str, body: byt
     """One request to an ASGI application; its status and body."""
     scope = {
         **{"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http"},
-        **{"path": path, "raw_path": quote(path).encode(), "query_string": query.encode("latin-1"), "root_path": ""},
+        **{
+            "path": path,
+            "raw_path": quote(path).encode(),
+            "query_string": quote(query, string.punctuation).encode(),
+            "root_path": "",
+        },
         "headers": [(b"host", b"localhost"), (b"content-type", kind.encode())],
         **{"client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000)},
     }

@@ -58,13 +58,6 @@ def find_ink(grey: Grey, scale: float | None = None) -> Ink:
     return Ink(share, mask, mask | (share > max(FAINT, noise)))
 
 
-def count_marks(ink: Ink) -> int:
-    """How many connected pieces of ink there are, dirt included."""
-    from scipy import ndimage
-
-    return ndimage.label(ink.faint, np.ones((3, 3)))[1]
-
-
 def level(share: Grey) -> Grey:
     """How much of a pixel is ink, 0 to 1: the edges of strokes steeper than the lens left them."""
     return np.clip(0.5 + STEEPNESS * (share - EDGE), 0, 1)

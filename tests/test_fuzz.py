@@ -237,7 +237,7 @@ def dots(side: int) -> np.ndarray:
 
 
 def test_a_picture_of_nothing_but_marks_is_refused_and_not_taken_apart():
-    with pytest.raises(UserError, match="no sheet of digits"):
+    with pytest.raises(UserError, match="no line of digits"):
         reading.find(dots(500), "line")
 
 
