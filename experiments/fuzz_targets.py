@@ -155,7 +155,8 @@ def show_summary(directory: Path) -> None:
         progress.print_summary(summary)
     finally:
         progress.console = before
-    report.page("run", summary, SCORES, recogniser.DIGITS, {}, {}).encode()
+    report.page("run", summary, SCORES, recogniser.DIGITS, {}, {}).encode(errors="backslashreplace")
+    json.dumps(summary, ensure_ascii=False).encode()  # as a terminal would have it
     json.dumps({"test_accuracy": summary.get("test_accuracy")}, allow_nan=False)
 
 

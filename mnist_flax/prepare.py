@@ -120,6 +120,8 @@ def check_shards(directory: Path) -> None:
     info = _read_info(directory)
     try:
         splits = {split["name"]: [int(length) for length in split["shardLengths"]] for split in info["splits"]}
+        if splits.keys() != {"train", "test"}:
+            raise ValueError(directory)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         message = f"{directory / 'dataset_info.json'} is damaged: delete {directory} and run again"
         raise UserError(message) from error
@@ -182,9 +184,10 @@ def _read_info(directory: Path) -> dict[str, Any]:
     path = directory / "dataset_info.json"
     try:
         info = json.loads(path.read_bytes())
-        if not (isinstance(info["name"], str) and isinstance(info["splits"], list)):
-            raise TypeError(path)
-        if not isinstance(info.get("alternativeFileFormats", []), list):
+        named = info["name"] == directory.parent.name
+        if not (
+            named and isinstance(info["splits"], list) and isinstance(info.get("alternativeFileFormats", []), list)
+        ):
             raise TypeError(path)
         return info
     except (ValueError, KeyError, TypeError, RecursionError) as error:

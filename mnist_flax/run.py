@@ -66,7 +66,9 @@ def read_summary(directory: Path) -> dict | None:
 
 
 def _can_be(name: str, value: Any) -> bool:
-    """Whether a field of summary.json has a value that the other tools can show."""
+    """Whether a field of summary.json has a value that the other tools can show, and a terminal can print."""
+    if not (name.isprintable() and str(value).isprintable()):
+        return False
     if name in ("dataset", "device"):
         return isinstance(value, str)
     if value is None:

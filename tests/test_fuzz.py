@@ -163,6 +163,9 @@ def test_a_recorded_config_that_could_not_be_run_is_refused(tmp_path, key, value
         {"device": None},
         {"seed": "0"},
         {"other": [1]},
+        {"device": "\ud800"},
+        {"device": "\x1b]0;title\x07"},
+        {"\n": 1},
     ],
     ids=str,
 )
@@ -197,7 +200,14 @@ def test_names_in_brackets_are_printed_and_not_taken_for_markup(capsys):
 
 
 @pytest.mark.parametrize(
-    "info", [{"alternativeFileFormats": None}, {"splits": [{"name": "train", "shardLengths": [1e999]}]}]
+    "info",
+    [
+        {"alternativeFileFormats": None},
+        {"splits": [{"name": "train", "shardLengths": [1e999]}, {"name": "test", "shardLengths": [1]}]},
+        {"splits": [{"name": "train", "shardLengths": [1]}, {"name": "x" * 300, "shardLengths": [1]}]},
+        {"name": "../digits"},
+    ],
+    ids=lambda info: str(info)[:60],
 )
 def test_a_damaged_description_of_a_dataset_gets_one_line(digits_data_dir, tmp_path, info):
     place = shutil.copytree(digits_data_dir / "digits", tmp_path / "digits") / "1.0.0" / "dataset_info.json"
