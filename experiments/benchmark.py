@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags
 from rich.table import Table
+from rich.text import Text
 
 from experiments.contenders import (
     ENVIRONMENT,
@@ -173,7 +174,7 @@ def print_table(rows: Sequence[dict], title: str) -> None:
         if row["dtype"] != dtype:
             dtype = row["dtype"]
             table.add_section()
-            table.add_row(f"[bold]{dtype}[/bold]")
+            table.add_row(Text(dtype, style="bold"))
         rates, ratios = row["images_per_second"], row["project_over_this"]
         table.add_row(
             NAMES[row["contender"]],

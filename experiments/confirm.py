@@ -10,8 +10,8 @@ from rich.table import Table
 
 from experiments import directory, members, space, storage, worker
 from experiments.summarize import mean_interval
+from mnist_flax import cli, progress, run
 from mnist_flax import config as config_lib
-from mnist_flax import progress, run
 from mnist_flax.cli import UserError
 
 FRESH = 1_000_000  # first seed of a confirmation: no search uses it
@@ -42,12 +42,16 @@ def write_winner(place: Path, study: optuna.Study, config: ConfigDict) -> Path:
     }
     lines = "".join(f"    config.{key} = {value!r}\n" for key, value in fields.items())
     path = place / "winner.py"
-    path.write_text(
-        f'"""Winner of the study {study.study_name}: trial {trial.number}, {trial.value:.6g} on validation data.\n\n'
-        f'    python -m mnist_flax.main --config={path}\n"""\n\n'
+    # The study's name and the path come with the directory, and this file is run: they stand in comments, a line each.
+    heading = f"Winner of the study {study.study_name}: trial {trial.number}, {trial.value:.6g} on validation data."
+    command = f"python -m mnist_flax.main --config={path}"
+    comments = "".join(f"# {cli.one_line(line)}\n" for line in (heading, command))
+    code = (
+        f"{comments}\n"
         "from configs import default\n\n\n"
         f"def get_config():\n    config = default.get_config()\n{lines}    return config\n"
     )
+    run.write_whole(path, code.encode())
     return path
 
 

@@ -1,14 +1,16 @@
 """The study directory: what a study is about and where its trials are, for every command that is given its path."""
 
 import fcntl
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optuna
 from ml_collections import ConfigDict
 
 from experiments import space, storage
+from mnist_flax import config as config_lib
 from mnist_flax import run
 from mnist_flax.cli import UserError
 
@@ -39,7 +41,7 @@ def prepare(place: Path, definition: space.Definition, url: str | None) -> Recor
         raise UserError(f"--workdir={place} is neither empty nor a study directory: use another directory")
     try:
         place.mkdir(parents=True, exist_ok=True)
-        lock = (place / ".lock").open("w")
+        lock = (place / ".lock").open("a")
     except OSError as error:
         raise UserError(f"--workdir={place} cannot be written ({error.strerror}): use another directory") from error
     with lock:
@@ -64,12 +66,69 @@ def read(place: Path) -> Record:
     if not (place / "study.json").exists():
         raise UserError(f"{place} is no study directory: it has no study.json")
     details = run.read_json(place / "study.json")
+    config = run.read_config(place)
     try:
         plan = space.Plan(**{**details["plan"], "scientific": tuple(details["plan"]["scientific"])})
         name, url, scales = details["name"], details["storage"], dict(details["space"])
-    except (KeyError, TypeError, ValueError) as error:
+        _check(name, url, plan, scales, set(config_lib.flatten(config)))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{place / 'study.json'} was damaged or is from another version") from error
-    return Record(name, url, run.read_config(place), plan, scales)
+    return Record(name, url, config, plan, scales)
+
+
+def _check(name: Any, url: Any, plan: space.Plan, scales: Mapping[str, Any], fields: set[str]) -> None:
+    """Raises ValueError for what `prepare` would never have written."""
+    texts = all(isinstance(text, str) for text in (name, url, plan.question)) and name
+    known = plan.objective in space.OBJECTIVES and plan.sampler in space.SAMPLERS and set(plan.scientific) <= fields
+    numbers = all(isinstance(number, int | float) for number in (plan.target, plan.evaluations, plan.rounds))
+    if not (texts and known and numbers and scales and scales.keys() <= fields):
+        raise ValueError("a field that cannot be")
+    for scale in scales.values():
+        if scale["kind"] == "choice":
+            sound = scale["values"] and all(map(_is_choice, scale["values"]))
+        else:
+            sound = scale["kind"] in ("log_uniform", "uniform", "integer") and isinstance(scale["log"], bool)
+            sound = sound and (1e-300 if scale["log"] else -1e300) < scale["low"] < scale["high"] < 1e300
+        if not sound:
+            raise ValueError("a range that cannot be")
+        if scale["condition"] is not None:
+            parent, values = scale["condition"]
+            if parent not in scales or not all(map(_is_choice, values)):
+                raise ValueError("a condition that cannot be")
+
+
+def _is_choice(value: Any) -> bool:
+    """Whether a config field can have this value: a name, a number or a list of numbers."""
+    if isinstance(value, list):
+        return all(isinstance(entry, int) for entry in value)
+    if isinstance(value, str):
+        return value.isidentifier()
+    return value is None or (isinstance(value, int | float) and abs(value) < 1e300)
+
+
+def read_confirmation(place: Path) -> dict[str, Any] | None:
+    """What a confirmation found, or None where there was none.
+
+    Raises:
+      UserError: confirmation.json was damaged.
+    """
+    path = place / "confirmation.json"
+    if not path.exists():
+        return None
+    found = run.read_json(path)
+    try:
+        sound = all(isinstance(seed, int) for seed in found["seeds"]) and len(found["seeds"]) >= 2
+        for score in ("test_accuracy", "objective_value"):
+            for role in ("winner", "baseline", "difference"):
+                scores = found[score][role]
+                numbers = [*scores["values"], scores["mean"], scores["half_interval"], scores["deviation"]]
+                sound = sound and len(scores["values"]) == len(found["seeds"])
+                sound = sound and all(isinstance(n, int | float) and abs(n) < 1e300 for n in numbers)
+        if not sound:
+            raise ValueError("scores that cannot be")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} was damaged: delete it, and confirm the study again") from error
+    return found
 
 
 def open_study(record: Record, database: optuna.storages.RDBStorage) -> optuna.Study:

@@ -98,9 +98,7 @@ def write(place: Path) -> Path:
     trials = read_trials(study, objective)
     axes_of = [study_figures.make_axis(key, scale) for key, scale in record.scales.items()]
     shown = [axis for axis in axes_of if axis.key != "seed"]
-    confirmation = None
-    if (place / "confirmation.json").exists():
-        confirmation = run.read_json(place / "confirmation.json")
+    confirmation = directory.read_confirmation(place)
     drawn = {}
     by_key = {axis.key: axis for axis in shown}
     asked = [by_key[key] for key in record.plan.scientific if key in by_key and len(by_key[key].ticks) >= 2]
@@ -120,7 +118,8 @@ def write(place: Path) -> Path:
     failed = [trial for trial in study.get_trials(deepcopy=False) if "error" in trial.user_attrs]
     edges = edge_warnings(next(t for t in trials if t.number == best.number), shown)
     path = place / "report.html"
-    path.write_text(page(record, trials, failed, edges, confirmation, pictures), encoding="utf-8")
+    text = page(record, trials, failed, edges, confirmation, pictures)
+    run.write_whole(path, text.encode(errors="backslashreplace"))
     return path
 
 

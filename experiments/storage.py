@@ -73,7 +73,7 @@ def public(url: str) -> str:
 def exclusive(storage: RDBStorage) -> Iterator[None]:
     """Keeps every other worker out of this block; let go of when the process ends, however it does."""
     if storage.engine.dialect.name == "sqlite":
-        with open(f"{storage.engine.url.database}.lock", "w") as lock:
+        with open(f"{storage.engine.url.database}.lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
     else:

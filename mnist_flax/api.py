@@ -49,14 +49,17 @@ def parse_digit(body: bytes) -> Digit:
     return Digit(image, None if about is None else int(about))
 
 
+# Checked before NumPy sees them: of a list with one long text it would make an array of texts as long as that.
 def _pixels(value: Any) -> UInt8[np.ndarray, "28 28"]:
-    try:
-        pixels = np.array(value)
-    except (ValueError, TypeError, OverflowError):  # rows of different lengths
-        pixels = np.zeros(0)
-    if pixels.shape != (28, 28) or pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 255:
+    rows = value if isinstance(value, list) and len(value) == 28 else []
+    whole = all(isinstance(row, list) and len(row) == 28 and all(map(_is_level, row)) for row in rows)
+    if not rows or not whole:
         raise UserError('"pixels" are 28 rows of 28 whole numbers, from 0 for paper to 255 for ink')
-    return pixels.astype(np.uint8)
+    return np.array(rows, np.uint8)
+
+
+def _is_level(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= 255
 
 
 def _strokes(value: Any) -> list[drawing.Stroke]:
@@ -66,14 +69,14 @@ def _strokes(value: Any) -> list[drawing.Stroke]:
     if not isinstance(value, list) or not all(isinstance(stroke, list) and stroke for stroke in value):
         raise wrong
     points = [point for stroke in value for point in stroke]
-    try:
-        array = np.array(points)
-    except (ValueError, TypeError, OverflowError):
-        raise wrong from None
-    sound = array.ndim == 2 and array.shape[1] == 2 and len(array) <= MOST_POINTS and array.dtype.kind in "iuf"
-    if not sound or not ((array >= 0) & (array <= 1)).all():  # false for NaN
+    if not 1 <= len(points) <= MOST_POINTS or not all(map(_is_point, points)):
         raise wrong
     return value
+
+
+def _is_point(value: Any) -> bool:
+    sound = isinstance(value, list) and len(value) == 2 and all(type(number) in (int, float) for number in value)
+    return sound and all(0 <= number <= 1 for number in value)  # false for NaN
 
 
 class Choices(NamedTuple):

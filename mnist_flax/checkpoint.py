@@ -131,11 +131,25 @@ def load(directory: Path, which: str, abstract_state: Any) -> tuple[Any, dict]:
 
 
 def _load(orbax: ocp.training.Checkpointer, step: int, abstract_state: Any) -> tuple[Any, dict]:
+    described = orbax.metadata(step)
+    found, wanted = _shapes(described.metadata), _shapes(abstract_state)
+    if different := sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)):
+        name = different[0]  # Orbax would find out only while it reads, and say so at great length
+        raise ValueError(f"{name} is {found.get(name)} in it and {wanted.get(name)} in a run of this config")
     state = orbax.load(step, abstract_state)
-    metadata = orbax.metadata(step).custom_metadata
+    metadata = described.custom_metadata
     if metadata["digest"] != _digest(state, metadata["extra"]):
         raise ValueError("its content is not what was saved")
     return state, metadata["extra"]
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of every array, by its place in the tree, whether Orbax describes it or JAX."""
+    shapes = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        keys = (getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", None))) for entry in path)
+        shapes["/".join(map(str, keys))] = tuple(leaf.shape)
+    return shapes
 
 
 def _scores(orbax: ocp.training.Checkpointer) -> dict[int, float]:

@@ -1,11 +1,13 @@
 """What every command shares: how a user's mistake is reported, and which status a command ends with."""
 
+import contextlib
 import errno
+import io
 import logging as std_logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -13,6 +15,7 @@ from absl import app, flags, logging
 STARTED = time.perf_counter()  # every command imports this module first: about when its process began
 # Failures of storage, which can come up wherever a file is written: one line says all there is to say.
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES}
+_NAME_ERRORS = {errno.ENAMETOOLONG, errno.ELOOP}  # of a path that no file can have
 
 
 class UserError(ValueError):
@@ -42,19 +45,42 @@ class Stop:
         return self.requested
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses absl flags; any complaint becomes a UserError (absl's own exit status would be 1)."""
+@contextlib.contextmanager
+def flag_errors() -> Iterator[None]:
+    """Turns whatever absl and ml_collections raise over a flag into a UserError (absl's own exit status would be 1)."""
     try:
+        yield
+    except (flags.Error, AttributeError, LookupError, TypeError, ValueError, OSError) as error:
+        reason = error.args[0] if error.args else error
+        while isinstance(reason, Exception) and reason.args:  # ml_collections wraps one in another
+            reason = reason.args[0]
+        message = " ".join(str(reason).split())
+        unknown = isinstance(error, AttributeError | KeyError)  # of which the message is but the name
+        raise UserError(f"config has no field {message}" if unknown else message) from error
+    except (SyntaxError, RecursionError, MemoryError) as error:  # of a value that Python's parser gives up on
+        raise UserError(f"a value on the command line is no Python literal ({type(error).__name__})") from error
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    with flag_errors():
         return flags.FLAGS(list(argv))
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        message = str(error.args[0] if error.args else error)
-        raise UserError(" ".join(message.split())) from error
+
+
+def one_line(text: str) -> str:
+    """The text with line breaks, and all else that cannot be printed, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def print_error(message: object) -> None:
+    """Prints one line on standard error, whatever names of files and contents the message quotes."""
+    print(f"error: {one_line(str(message))}", file=sys.stderr, flush=True)
 
 
 def _is_worth_showing(record: std_logging.LogRecord) -> bool:
-    """Our own log lines and others' warnings; Orbax logs failures that reach us as exceptions too."""
+    """Our own log lines and others' warnings; Orbax and Pillow log failures that reach us as exceptions too."""
     ours = Path(record.pathname).is_relative_to(Path(__file__).parent)
-    return ours or (record.levelno >= std_logging.WARNING and "orbax" not in record.pathname)
+    raises = any(name in record.pathname for name in ("orbax", "/PIL/"))
+    return ours or (record.levelno >= std_logging.WARNING and not raises)
 
 
 def report(error: BaseException) -> int | None:
@@ -63,10 +89,12 @@ def report(error: BaseException) -> int | None:
         return 130  # as shells report a command that Ctrl-C ended
     if not isinstance(error, UserError | RunError | OSError):
         return None
+    if isinstance(error, OSError) and error.errno in _NAME_ERRORS:
+        error = UserError(f"{error.filename} cannot be the name of a file ({error.strerror}): choose another")
     if isinstance(error, OSError) and error.errno not in _STORAGE_ERRORS:
         return None
     logging.flush()
-    print(f"error: {error}", file=sys.stderr)
+    print_error(error)
     return 2 if isinstance(error, UserError) else 1
 
 
@@ -87,6 +115,9 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     after a `RunError` and with a traceback after anything else, 130 after Ctrl-C where `main` does not handle it.
     """
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")  # names of files are bytes
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_worth_showing)
 
@@ -94,7 +125,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
         try:
             return _parse_flags(arguments)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print_error(error)
             sys.exit(2)
 
     app.run(

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from mnist_flax import cli
 from mnist_flax.cli import UserError
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -58,12 +60,14 @@ _RANGES = {
     "augment.cutout": (0.0, 28.0),
     "num_epochs": (1, None),
     "batch_size": (1, None),
-    "eval_batch_size": (1, None),
+    "eval_batch_size": (1, 65_536),
     "target_accuracy": (0.0, 1.0),
     "patience": (0, None),
     "checkpoint.keep": (1, None),
 }
 _OPTIONAL = {"data_dir": str, "archive_dir": str, "validation_examples": int, "train_examples": int}  # may be None
+_MOST_WHOLE = 2**31 - 1  # a step is an int32
+_MOST_PARAMETERS = 2**28  # 1 GiB in float32, and Adam keeps two more of each
 # Lowest and highest entry of the tuples that hold one entry a convolutional layer.
 _PER_LAYER = {"kernel_sizes": (1, 7), "strides": (1, 2), "pool_sizes": (1, 4)}
 
@@ -77,13 +81,18 @@ def define_flag(argv: Sequence[str] | None = None) -> tuple[flags.FlagHolder, li
     # ml_collections wants the recipe before its overrides; to a user their order means nothing.
     arguments = [program, *sorted(arguments, key=lambda argument: not argument.startswith("--config="))]
     _make_recipes_importable()
-    holder = config_flags.DEFINE_config_file(
-        "config",
-        str(RECIPES / "default.py"),
-        "recipe to run, a Python file whose get_config() returns a ConfigDict; "
-        "override any field with --config.KEY=VALUE.",
-        sys_argv=arguments,
-    )
+    try:
+        with cli.flag_errors():
+            holder = config_flags.DEFINE_config_file(
+                "config",
+                str(RECIPES / "default.py"),
+                "recipe to run, a Python file whose get_config() returns a ConfigDict; "
+                "override any field with --config.KEY=VALUE.",
+                sys_argv=arguments,  # which it reads at once, before any command is there to report a mistake
+            )
+    except UserError as error:
+        cli.print_error(error)
+        sys.exit(2)
     return holder, arguments
 
 
@@ -143,10 +152,14 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.{key}={values[key]!r} is unknown: use one of {', '.join(choices)}")
     for key, (low, high) in _RANGES.items():
         value = values[key]
-        if value is not None and not low <= value <= (_LARGEST if high is None else high):  # nor NaN
+        most = _MOST_WHOLE if isinstance(low, int) else _LARGEST
+        if value is not None and not low <= value <= (most if high is None else high):  # nor NaN
             finite = ", finite in float32" if isinstance(value, float) else ""
             span = f"at least {low}{finite}" if high is None else f"from {low} to {high}"
             raise UserError(f"config.{key}={value} is out of range: use a number {span}")
+    for key in ("data_dir", "archive_dir"):
+        if values[key] is not None and not _is_path(values[key]):
+            raise UserError(f"config.{key}={values[key]!r} cannot be the name of a directory")
     _check_model(config.model)
     if config.batch_size % config.optimizer.accumulate_steps:
         raise UserError(
@@ -170,6 +183,13 @@ def check(config: ConfigDict) -> None:
     ):
         if wanted and config.validation_examples == 0:
             raise UserError(f"config.{key}={values[key]} needs validation data: set config.validation_examples")
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(Path(text).expanduser())
+    except (ValueError, RuntimeError):  # half a surrogate pair; the home of nobody
+        return False
 
 
 def _check_fields(values: Mapping, reference: Mapping) -> None:
@@ -205,12 +225,24 @@ def _check_model(model: ConfigDict) -> None:
                 f"config.model.{key}={model[key]} must hold one entry, or one for each of the {layers} entries "
                 f"of config.model.channels={model.channels}"
             )
-    size = 28
-    for kernel, stride, pool in zip(*(per_layer(model[key], layers) for key in _PER_LAYER), strict=True):
+    size, inputs, parameters = 28, 1, 0
+    shapes = zip(model.channels, *(per_layer(model[key], layers) for key in _PER_LAYER), strict=True)
+    for outputs, kernel, stride, pool in shapes:
+        parameters += kernel**2 * inputs * outputs
+        inputs = outputs
         size = -(-size // stride) if model.padding == "SAME" else (size - kernel) // stride + 1
         size = size // pool
         if size < 1:
             raise UserError("config.model shrinks the image to nothing: use fewer or smaller pools, or SAME")
+    inputs *= 1 if model.head == "average" else size**2
+    for outputs in model.dense:
+        parameters += inputs * outputs
+        inputs = outputs
+    if parameters > _MOST_PARAMETERS:
+        raise UserError(
+            f"config.model has {parameters:,} parameters, more than {_MOST_PARAMETERS:,}: "
+            "use fewer config.model.channels or config.model.dense"
+        )
 
 
 def per_layer(values: Sequence[int], layers: int) -> tuple[int, ...]:

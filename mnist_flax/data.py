@@ -35,9 +35,6 @@ EXAMPLES_SHA256 = {
         "test": "292a2c8e9008782f6c6c94df46012a17c808c2666413d175e62502bbcf68dd61",
     }
 }
-# What ArrayRecord, TFDS and Pillow raise over damaged files.
-DECODING_ERRORS = (RuntimeError, ValueError, KeyError, SyntaxError, OSError)
-
 
 _DIGITS = tuple("0123456789")
 CLASS_NAMES = {
@@ -169,7 +166,7 @@ def stream(
     columns = slice(process_index * local_batch, (process_index + 1) * local_batch)
     steps_per_epoch = len(train_indices) // config.batch_size
     place = prepare.prepare(config.dataset, config.data_dir, config.archive_dir)
-    source = _source(place.directory, "train")
+    source = _source(config.dataset, place, "train")
 
     @lru_cache(maxsize=2)
     def order(epoch: int) -> np.ndarray:
@@ -203,13 +200,13 @@ def _blocks(
         step += count
 
 
-def _source(directory: Path, split: str) -> Any:
+def _source(name: str, place: prepare.Place, split: str) -> Any:
     """TFDS's data source of a split, with images left encoded."""
     import tensorflow_datasets as tfds
 
     with prepare.quiet_tfds():
         decoders = {"image": tfds.decode.SkipDecoding()}
-        return tfds.builder_from_directory(directory).as_data_source(split, decoders=decoders)
+        return prepare.reading_builder(name, place).as_data_source(split, decoders=decoders)
 
 
 def _read(source: Any, positions: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -217,8 +214,10 @@ def _read(source: Any, positions: list[int]) -> tuple[np.ndarray, np.ndarray]:
     from PIL import Image
 
     examples = source.__getitems__(positions)
-    files = (io.BytesIO(example["image"]) for example in examples)
-    pixels = b"".join(Image.open(file, formats=("PNG",)).tobytes() for file in files)
+    opened = [Image.open(io.BytesIO(example["image"]), formats=("PNG",)) for example in examples]
+    if any(image.size != (idx.IMAGE_SIZE, idx.IMAGE_SIZE) for image in opened):  # before any is decoded
+        raise ValueError("an image is not 28 x 28 pixels")
+    pixels = b"".join(image.tobytes() for image in opened)
     images = np.frombuffer(pixels, np.uint8).reshape(len(examples), idx.IMAGE_SIZE, idx.IMAGE_SIZE)
     return images, np.array([example["label"] for example in examples], np.int32)
 
@@ -232,12 +231,12 @@ def _decoded(name: str, place: prepare.Place) -> dict[str, Split]:
     try:
         with prepare.lock(name, place):
             if (decoded := _read_cache(cache, fingerprint)) is None:
-                decoded = _decode(name, place.directory)
+                decoded = _decode(name, place)
                 _write_cache(cache, fingerprint, decoded)
     except OSError as error:
         reason = error.strerror or error
         logging.warning("decoding %s for this run only: cannot write %s (%s)", name, cache, reason)
-        decoded = decoded or _decode(name, place.directory)
+        decoded = decoded or _decode(name, place)
     return decoded
 
 
@@ -257,7 +256,7 @@ def _read_cache(path: Path, fingerprint: str) -> dict[str, Split] | None:
             if arrays["fingerprint"].item() != fingerprint:
                 return None
             return {split: Split(arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in ("train", "test")}
-    except (OSError, EOFError, KeyError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+    except (OSError, EOFError, KeyError, TypeError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error):
         return None  # absent or damaged: decoded again
 
 
@@ -272,7 +271,7 @@ def _write_cache(path: Path, fingerprint: str, decoded: dict[str, Split]) -> Non
         raise
 
 
-def _decode(name: str, directory: Path) -> dict[str, Split]:
+def _decode(name: str, place: prepare.Place) -> dict[str, Split]:
     """Reads and decodes every example, with a progress bar on a terminal.
 
     Raises:
@@ -281,12 +280,13 @@ def _decode(name: str, directory: Path) -> dict[str, Split]:
     from rich.console import Console
     from rich.progress import track
 
+    directory = place.directory
     prepare.check_shards(directory)
     again = f"delete the directory {directory} and run again"
     decoded = {}
     for split in ("train", "test"):
         try:
-            source = _source(directory, split)
+            source = _source(name, place, split)
             positions = list(range(len(source)))
             chunks = [positions[start : start + 500] for start in range(0, len(source), 500)]
             parts = track(
@@ -298,7 +298,7 @@ def _decode(name: str, directory: Path) -> dict[str, Split]:
                 disable=not sys.stderr.isatty(),
             )
             images, labels = zip(*parts, strict=True)
-        except DECODING_ERRORS as error:
+        except Exception as error:  # damaged files make TFDS, ArrayRecord and Pillow raise nearly anything
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{directory} is damaged ({reason}): {again}") from error
         decoded[split] = Split(np.concatenate(images), np.concatenate(labels))

@@ -14,6 +14,7 @@ LOW, HIGH = 0.35, 0.6  # share of the ink's contrast that a stroke has everywher
 EDGE, STEEPNESS = 0.4, 1.5  # share at which a stroke ends; levels a share there
 FAINT = 0.2  # share of the ink's contrast that printed rules have
 LEAST_CONTRAST = 0.08  # share of the paper's light that ink must take to be ink
+_FLAT = 1e-4  # levels that are no further apart are one: 256 bins between them are too fine for float32
 _OVERVIEW = 36  # pixels of the longer side, for what varies slowly
 
 
@@ -68,7 +69,7 @@ def ink_is_light(grey: Grey) -> bool:
 
     small = _overview(grey, 96)
     flat = small - _resize(_background(_overview(small, _OVERVIEW), 50, 1 / 3), small.shape)
-    if np.ptp(flat) < 1e-6:
+    if np.ptp(flat) < _FLAT:
         return False
     light = flat > filters.threshold_otsu(flat)
     edge = np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]])
@@ -83,7 +84,7 @@ def ink_contrast(darkness: Grey, least: float) -> float | None:
     if candidates.size < 4:
         return None
     # Two kinds of marks, say pale rules and dark ink, or edges and the middle of strokes: the darker counts.
-    threshold = filters.threshold_otsu(candidates) if np.ptp(candidates) > 1e-6 else 0.0
+    threshold = filters.threshold_otsu(candidates) if np.ptp(candidates) > _FLAT else 0.0
     return float(np.percentile(candidates[candidates >= threshold], 80))
 
 

@@ -3,7 +3,6 @@
 FILE is an image, a directory of images, or `-` for a list of names on standard input.
 """
 
-import io
 import itertools
 import json
 import sys
@@ -131,16 +130,13 @@ def main(argv: list[str]) -> int:
 
     failed = False
     taken: set[str] = set()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")  # names of files are bytes
     for batch in batches(find(item, layout) for item in image_names(argv[2:], sys.stdin)):
         sheets = [item.sheet for item in batch if item.sheet]
         results = iter(reading.recognise(sheets, reader.recogniser, reader.threshold))
         for item in batch:
             if item.sheet is None:
                 failed = True
-                print(f"error: {item.error}", file=sys.stderr, flush=True)
+                cli.print_error(item.error)
                 if _JSON.value:
                     print(json.dumps({"file": item.name, "error": item.error}), flush=True)
                 continue

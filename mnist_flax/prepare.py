@@ -120,7 +120,9 @@ def check_shards(directory: Path) -> None:
     info = _read_info(directory)
     try:
         splits = {split["name"]: [int(length) for length in split["shardLengths"]] for split in info["splits"]}
-    except (KeyError, TypeError, ValueError) as error:
+        if splits.keys() != {"train", "test"}:
+            raise ValueError(directory)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         message = f"{directory / 'dataset_info.json'} is damaged: delete {directory} and run again"
         raise UserError(message) from error
     for split, lengths in splits.items():
@@ -160,7 +162,10 @@ def _root(data_dir: str | None) -> Path:
     text = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     if "://" in text:
         raise UserError(f"data_dir {text} is not a local directory: choose one with --config.data_dir=DIR")
-    return Path(text).expanduser().absolute()
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:
+        raise UserError(f"data_dir {text}: there is no such user's home; name a directory") from error
 
 
 def _place(name: str, root: Path) -> Place:
@@ -179,10 +184,13 @@ def _read_info(directory: Path) -> dict[str, Any]:
     path = directory / "dataset_info.json"
     try:
         info = json.loads(path.read_bytes())
-        if not (isinstance(info["name"], str) and isinstance(info["splits"], list)):
+        named = info["name"] == directory.parent.name
+        if not (
+            named and isinstance(info["splits"], list) and isinstance(info.get("alternativeFileFormats", []), list)
+        ):
             raise TypeError(path)
         return info
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: delete {directory} and run again") from error
 
 
@@ -203,8 +211,7 @@ def _build(name: str, place: Place, archive_dir: Path | None) -> None:
     staging = place.work / f"{name}.incomplete"
     _remove(staging)  # what a killed process left
     try:
-        builder_class = _digits_builder() if name == "digits" else _idx_builder(name, archive_dir)
-        builder = builder_class(data_dir=staging)
+        builder = _builder_class(name, archive_dir)(data_dir=staging)
         downloads = name != "digits" and archive_dir is None
         try:
             with quiet_tfds():
@@ -258,6 +265,18 @@ class _Examples:
             Image.fromarray(image).save(png, format="png")
             png.seek(0)
             yield index, {"image": png, "label": int(label)}  # the key that TFDS uses, hence its order
+
+
+def reading_builder(name: str, place: Place) -> Any:
+    """TFDS's builder of a prepared dataset, with the features that are ours.
+
+    `tfds.builder_from_directory` would import whatever module the directory's features.json names.
+    """
+    return _builder_class(name, None)(data_dir=place.directory.parent.parent)
+
+
+def _builder_class(name: str, archive_dir: Path | None) -> Any:
+    return _digits_builder() if name == "digits" else _idx_builder(name, archive_dir)
 
 
 def _idx_builder(dataset: str, archive_dir: Path | None) -> Any:

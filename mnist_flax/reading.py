@@ -19,6 +19,7 @@ from mnist_flax.segment import Span
 LAYOUTS = ("digit", "line", "page")
 UNREADABLE = "?"
 SMALLEST = 6.0  # pixels: what is lower is no digit but noise
+MOST_MARKS = {"digit": 3_000, "line": 500, "page": 3_000}  # more than there can be digits; each takes its time
 WORKING_PIXELS = 6_000_000  # larger pictures are reduced: an A4 page at 250 dots an inch
 
 
@@ -88,7 +89,10 @@ def read(pictures: Sequence[Grey], layout: str, recogniser: Recogniser, threshol
 
 
 def find(picture: Grey, layout: str) -> Sheet:
-    """Finds what may be digits in a picture."""
+    """Finds what may be digits in a picture.
+
+    Raises UserError for one with more marks than there can be digits.
+    """
     grey, to_picture = _resized(picture, max(1.0, math.sqrt(picture.size / WORKING_PIXELS)))
     # On a page no digit is as long as this; elsewhere one may fill the picture.
     longest = 0.3 * max(grey.shape) if layout == "page" else math.inf
@@ -104,6 +108,10 @@ def find(picture: Grey, layout: str) -> Sheet:
     ink, separators = rules.remove_rules(ink_lib.find_ink(grey, height), height)
     separators |= thin
     marks = segment.find_marks(ink, height)
+    if len(marks.boxes) > MOST_MARKS[layout]:
+        count, most = len(marks.boxes), MOST_MARKS[layout]
+        what = "picture of one digit" if layout == "digit" else f"{layout} of digits"
+        raise UserError(f"this is no {what}: it has {count:,} marks of ink, where {most:,} is the limit")
     if layout == "digit":
         lattices = [segment.whole(ink, marks)] if marks.boxes else []
     elif layout == "line":

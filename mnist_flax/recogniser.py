@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from mnist_flax import calibration, cli, metrics
+from mnist_flax import calibration, cli, metrics, run
 from mnist_flax.calibration import Calibration
 from mnist_flax.run import Run
 
@@ -44,7 +44,7 @@ def load_reader(
       UserError: there is no such run, it does not read digits, or its calibration is damaged.
       RunError: its checkpoint cannot be read.
     """
-    from mnist_flax import devices, run
+    from mnist_flax import devices
 
     devices.keep_compiled_programs()
     trained = run.load_run(directory, which)
@@ -136,7 +136,8 @@ def load_calibration(run: Run, logits: Recogniser) -> Calibration | None:
     }
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        with temporary.open("x") as file:  # never through a link that came with the directory
+            file.write(json.dumps(record, indent=2) + "\n")
         os.replace(temporary, path)
     except OSError:
         pass  # a run that may only be read is calibrated anew each time
@@ -145,12 +146,12 @@ def load_calibration(run: Run, logits: Recogniser) -> Calibration | None:
 
 def _read(path) -> dict[str, Any]:
     try:
-        recorded = json.loads(path.read_text())
+        recorded = run.read_json(path)
         numbers = {name: float(recorded[name]) for name in ("temperature", "threshold", "accepted_error")}
         if not (0 < numbers["temperature"] < np.inf and 0 <= numbers["threshold"] <= 1):
             raise ValueError("out of range")
         return {"digest": str(recorded["digest"]), **numbers}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise cli.UserError(f"{path} is damaged: delete it, and it will be made anew") from error
 
 

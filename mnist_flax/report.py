@@ -77,7 +77,8 @@ def write(
         if (path := directory / "figures" / f"{name}.png").exists():
             pictures[name] = path.read_bytes()
     path = directory / "report.html"
-    path.write_text(page(directory.name, summary, scores, class_names, recorded, pictures), encoding="utf-8")
+    text = page(directory.name, summary, scores, class_names, recorded, pictures)
+    run.write_whole(path, text.encode(errors="backslashreplace"))  # a directory's name may be any bytes
     return path
 
 
@@ -89,7 +90,7 @@ def save_figures(directory: Path, drawn: Mapping[str, Any]) -> dict[str, bytes]:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         pictures[name] = buffer.getvalue()
-        (directory / "figures" / f"{name}.png").write_bytes(pictures[name])
+        run.write_whole(directory / "figures" / f"{name}.png", pictures[name])
     return pictures
 
 
@@ -100,17 +101,21 @@ def read_records(path: Path) -> list[dict[str, Any]]:
       UserError: there is none, or a line is no record.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = run.read_text(path).split("\n")
+    except (OSError, ValueError) as error:
         raise cli.UserError(f"{path} cannot be read ({error}): name the directory of a finished run") from error
     records = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was cut short, or is empty
         try:
             record = json.loads(line)
-            if record["split"] not in ("train", "validation") or not isinstance(record["epoch"], int):
+            if record["split"] not in ("train", "validation") or type(record["epoch"]) is not int:
+                raise ValueError
+            if not 1 <= record["epoch"] < 2**31:
                 raise ValueError
             numbers = {name: float(record[name]) for name in ("loss", "accuracy", "learning_rate")}
-        except (ValueError, TypeError, KeyError) as error:
+            if not all(0 <= number < math.inf for number in numbers.values()) or numbers["accuracy"] > 1:
+                raise ValueError
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise cli.UserError(f"{path}, line {number} is damaged: restore the file, or train anew") from error
         records.append({**record, **numbers})
     if not records:
@@ -271,9 +276,9 @@ def main(argv: list[str]) -> None:
 
     directory = Path(argv[1])
     run.read_config(directory)
-    if not (directory / "summary.json").exists():
+    summary = run.read_summary(directory)
+    if summary is None:
         raise cli.UserError(f"{directory} is not finished: run its training command again, then this one")
-    summary = run.read_json(directory / "summary.json")
     trained = run.load_run(directory)
     test = data.load(trained.config).test
     devices.keep_compiled_programs()

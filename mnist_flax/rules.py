@@ -4,7 +4,7 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from mnist_flax.ink import Ink
 
@@ -137,9 +137,10 @@ def _lines(faint: Mask, stroke: float, shortest: float, frames: list[Frame]) -> 
     runs = _opened(closed, round(0.7 * stroke) | 1)
     labels, _ = ndimage.label(runs, np.ones((3, 3)))
     rules = np.zeros_like(faint)
+    sides = np.array([(f.rows.start, f.rows.stop, f.columns.start, f.columns.stop) for f in frames]).reshape(-1, 4)
     for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
         length = columns.stop - columns.start
-        if length < shortest and not any(_crosses(rows, columns, frame) for frame in frames):
+        if length < shortest and not _crosses(rows, columns, sides):
             continue
         for track in _tracks(labels[rows, columns] == number):
             counts = track.sum(0)
@@ -181,11 +182,15 @@ def _tracks(part: Mask) -> list[Mask]:
     return [order == track for track in range(1, usual + 1)]
 
 
-def _crosses(rows: slice, columns: slice, frame: Frame) -> bool:
-    """Whether a line runs from the left side of a frame to the right one; a 1 in a box touches one at most."""
-    reach = 0.08 * min(frame.rows.stop - frame.rows.start, frame.columns.stop - frame.columns.start) + 1
-    across = frame.rows.start - reach <= rows.start and rows.stop <= frame.rows.stop + reach
-    return across and columns.start <= frame.columns.start + reach and columns.stop >= frame.columns.stop - reach
+def _crosses(rows: slice, columns: slice, sides: Int[np.ndarray, "frames 4"]) -> bool:
+    """Whether a line runs from the left side of a frame to the right one; a 1 in a box touches one at most.
+
+    Frames are [top, bottom, left, right].
+    """
+    top, bottom, left, right = sides.T
+    reach = 0.08 * np.minimum(bottom - top, right - left) + 1
+    across = (top - reach <= rows.start) & (rows.stop <= bottom + reach)
+    return bool((across & (columns.start <= left + reach) & (columns.stop >= right - reach)).any())
 
 
 def _opened(mask: Mask, length: int) -> Mask:

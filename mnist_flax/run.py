@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
+import math
 import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ _PACKAGES = (
     "numpy",
 )
 CHECKPOINTS, FIGURES, TENSORBOARD = "checkpoints", "figures", "tb"
+MOST_JSON = 2**26  # bytes of a file that is read whole: far more than a run writes
 
 
 class Run(NamedTuple):
@@ -49,9 +51,34 @@ def new_directory(config_name: str, root: Path = Path("runs")) -> Path:
 
 
 def read_summary(directory: Path) -> dict | None:
-    """The summary of a finished run, or None."""
+    """The summary of a finished run, or None.
+
+    Raises:
+      UserError: it is damaged: not an object of texts and finite numbers, or a share or a time that cannot be.
+    """
     path = directory / "summary.json"
-    return read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    summary = read_json(path)
+    whole = isinstance(summary, dict) and {"dataset", "device", "seed"} <= summary.keys()
+    if not whole or not all(_can_be(name, value) for name, value in summary.items()):
+        raise UserError(f"{path} is damaged: restore it, or delete it and run the training command again")
+    return summary
+
+
+def _can_be(name: str, value: Any) -> bool:
+    """Whether a field of summary.json has a value that the other tools can show, and a terminal can print."""
+    if not (name.isprintable() and str(value).isprintable()):
+        return False
+    if name in ("dataset", "device"):
+        return isinstance(value, str)
+    if value is None:
+        return name in ("train_accuracy", "validation_accuracy")  # of a split that has no example
+    if isinstance(value, bool | str):
+        return not name.endswith(("accuracy", "seconds")) and name not in ("seed", "parameters", "steps", "epochs")
+    if not isinstance(value, int | float) or not abs(value) <= 2**63 or not math.isfinite(value):
+        return False
+    return 0 <= value <= 1 if name.endswith("accuracy") else value >= 0 or not name.endswith("seconds")
 
 
 def check_directory(directory: Path, config: ConfigDict) -> None:
@@ -88,7 +115,7 @@ def claim(directory: Path) -> Iterator[None]:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / _LOCK).open("w")
+        lock = (directory / _LOCK).open("a")
     except OSError as error:
         raise UserError(f"--workdir={directory} cannot be written ({error.strerror}): use another directory") from error
     with lock:
@@ -163,17 +190,18 @@ def _config(directory: Path, recorded: Mapping[str, Any]) -> ConfigDict:
     if not isinstance(fields, dict):
         raise UserError(f"{path} does not describe a run: restore it, or train anew in another directory")
     config = config_lib.default_config()
-    values = config_lib.flatten(fields)
-    for key, default in config_lib.flatten(config).items():
-        if isinstance(default, tuple) and isinstance(values.get(key), list):
-            values[key] = tuple(values[key])
     try:
+        values = config_lib.flatten(fields)
+        for key, default in config_lib.flatten(config).items():
+            if isinstance(default, tuple) and isinstance(values.get(key), list):
+                values[key] = tuple(values[key])
         config.unlock()
         config.update_from_flattened_dict(values)
         config.lock()
         config_lib.check(config)
-    except (UserError, TypeError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"{path} was damaged or is from another version: {' '.join(str(error).split())}") from error
+    except (UserError, TypeError, ValueError, AttributeError, KeyError, OverflowError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:500]
+        raise UserError(f"{path} was damaged or is from another version: {reason}") from error
     return config
 
 
@@ -215,7 +243,7 @@ class Metrics:
         from tensorboardX import SummaryWriter
 
         self._path = directory / "metrics.jsonl"
-        _write_atomically(self._path, "".join(_json_line(record) for record in records))
+        write_whole(self._path, "".join(_json_line(record) for record in records).encode())
         first_new_step = records[-1]["step"] + 1 if records else 0
         self._tensorboard = SummaryWriter(str(directory / TENSORBOARD), purge_step=first_new_step)
 
@@ -237,13 +265,15 @@ def _json_line(record: dict) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whole or not at all."""
-    _write_atomically(path, json.dumps(value, indent=2) + "\n")
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all, and never through a link that came with the directory."""
     temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
+    temporary.unlink(missing_ok=True)
+    with temporary.open("xb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())  # else the rename may survive a power cut and the content not
     os.replace(temporary, path)
@@ -253,12 +283,28 @@ def read_json(path: Path) -> Any:
     """A JSON file's content.
 
     Raises:
-      UserError: it is missing or damaged.
+      UserError: it is missing or damaged, no regular file, or larger than `MOST_JSON`.
     """
     try:
-        return json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+        return json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def read_text(path: Path) -> str:
+    """A text file's content.
+
+    Raises:
+      OSError: it is missing or may not be read.
+      ValueError: it is no regular file (a pipe would be waited for), larger than `MOST_JSON`, or no UTF-8.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")
+    with path.open("rb") as file:
+        content = file.read(MOST_JSON + 1)
+    if len(content) > MOST_JSON:
+        raise ValueError(f"it is larger than {MOST_JSON:,} bytes")
+    return content.decode()
 
 
 def _version(package: str) -> str | None:

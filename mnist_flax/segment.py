@@ -94,7 +94,7 @@ def _attach_fragments(labels: Labels, boxes: dict[int, Box], height: float) -> L
     reach = int(np.ceil(NEAR * height)) + 1
     fragments = [n for n, box in boxes.items() if box[3] - box[1] < FRAGMENT * height]
     whole = np.zeros(labels.max(initial=0) + 1, bool)
-    whole[[n for n in boxes if n not in set(fragments)]] = True
+    whole[list(boxes.keys() - set(fragments))] = True
     renumber = np.arange(len(whole))
     for number in fragments:
         left, top, right, bottom = boxes[number]

@@ -78,7 +78,7 @@ def serve(listener: socket.socket, directory: str) -> None:
     """
     import uvicorn
 
-    from mnist_flax import recogniser, web
+    from mnist_flax import connections, recogniser, web
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     reader = recogniser.load_reader(directory, _CHECKPOINT.value, _THRESHOLD.value, _DATA_DIR.value)
@@ -86,7 +86,9 @@ def serve(listener: socket.socket, directory: str) -> None:
     server = uvicorn.Server(
         uvicorn.Config(
             web.make_app(reader, limits, names(_HOST.value)),
-            log_level=std_logging.WARNING,
+            http=connections.Protocol,
+            ws="none",
+            log_level=std_logging.ERROR,  # who sends nonsense is told so, and fills no log
             access_log=False,
             server_header=False,
             limit_concurrency=MOST_CONNECTIONS,

@@ -2,9 +2,10 @@
 
 import asyncio
 import io
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +19,14 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mnist_flax import api, batching, explain, images, mistakes, reading
+from mnist_flax import api, batching, cli, explain, images, mistakes, reading
 from mnist_flax.cli import UserError
 from mnist_flax.recogniser import Reader
 
 PAGE = Path(__file__).parent / "page"
 MOST_JSON = 1_000_000  # bytes
-PATIENCE = 30.0  # seconds for a body to arrive
+PATIENCE = 30.0  # seconds for a request, a body, or a client that is to read its answer
+UPLOADS = 8  # of the largest size, that are kept in memory at a time
 
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -45,11 +47,19 @@ class Limits(NamedTuple):
     pixels: int
 
 
+@dataclass
+class Room:
+    """Bytes that bodies of requests may still take."""
+
+    free: int
+
+
 class Service(NamedTuple):
     """What requests are served with."""
 
     reader: Reader
     limits: Limits
+    room: Room
     recognise: Callable[[batching.Images], Awaitable[batching.Scores]]
     explain: Callable[[np.ndarray, int], explain.Explanation]
     pictures: Executor  # decodes and finds digits
@@ -77,7 +87,8 @@ def make_app(reader: Reader, limits: Limits, hosts: Iterable[str] | None = None)
         return found[0]
 
     recognise = batching.make_batcher(reader.recogniser, network)
-    service = Service(reader, limits, recognise, explainer, pictures, network, mistakes_once)
+    room = Room(UPLOADS * max(limits.bytes, MOST_JSON))
+    service = Service(reader, limits, room, recognise, explainer, pictures, network, mistakes_once)
 
     @asynccontextmanager
     async def lifespan(app: Starlette):
@@ -128,24 +139,25 @@ async def predict(service: Service, request: Request) -> Response:
     if kind == "application/json":
         if request.query_params:
             raise UserError("parameters are for pictures: a digit in JSON takes none")
-        digit = api.parse_digit(await _body(request, MOST_JSON))
+        async with _body(service, request, MOST_JSON) as body:
+            digit = api.parse_digit(body)
         (scores,) = await service.recognise(digit.image[None])
         return JSONResponse(api.digit_to_json(scores, digit.image, service.reader.threshold))
     if not (kind.startswith("image/") or kind == "application/octet-stream"):
         raise HTTPException(415, "send an image (Content-Type: image/png and the like) or JSON (application/json)")
-    body = await _body(request, service.limits.bytes)
     loop = asyncio.get_running_loop()
 
     def recognise(digits: batching.Images) -> batching.Scores:
         return asyncio.run_coroutine_threadsafe(_awaited(service.recognise(digits)), loop).result()
 
-    def read() -> dict[str, Any]:
+    def read(body: bytes) -> dict[str, Any]:
         picture = images.load(io.BytesIO(body), "the image", service.limits.pixels)
         (result,) = reading.read([picture], choices.layout, recognise, service.reader.threshold)
         return api.reading_to_json(picture, result, choices)
 
     try:
-        return JSONResponse(await _in_thread(service.pictures, read))
+        async with _body(service, request, service.limits.bytes) as body:
+            return JSONResponse(await _in_thread(service.pictures, read, body))
     except images.TooManyPixels as error:
         raise HTTPException(413, str(error)) from error
 
@@ -154,7 +166,8 @@ async def explain_digit(service: Service, request: Request) -> Response:
     """Says what the layers find in a digit and which pixels mattered."""
     if _content_type(request) != "application/json":
         raise HTTPException(415, "send JSON (Content-Type: application/json)")
-    digit = api.parse_digit(await _body(request, MOST_JSON))
+    async with _body(service, request, MOST_JSON) as body:
+        digit = api.parse_digit(body)
     (scores,) = await service.recognise(digit.image[None])
     answer = api.digit_to_json(scores, digit.image, service.reader.threshold)
     about = answer["likeliest"] if digit.about is None else digit.about
@@ -215,27 +228,35 @@ def _content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """The body, refused as soon as it is known to be too large."""
+@asynccontextmanager
+async def _body(service: Service, request: Request, most: int) -> AsyncIterator[bytes]:
+    """The body, refused as soon as it is known to be too large, or there is no room for it beside the others."""
     too_large = HTTPException(413, f"the body is larger than {most:,} bytes, which is the limit")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length[:20]) > most:
         raise too_large
-    parts, size = [], 0
+    body = bytearray()
+    taken = 0
     try:
-        async with asyncio.timeout(PATIENCE):
-            async for part in request.stream():
-                size += len(part)
-                if size > most:
-                    raise too_large
-                parts.append(part)
-    except TimeoutError:
-        raise HTTPException(408, f"the body did not arrive in {PATIENCE:.0f} seconds") from None
-    except ClientDisconnect:
-        raise HTTPException(400, "the connection was closed before the body was there") from None
-    if not size:
-        raise HTTPException(400, "the body is empty: send an image, or JSON")
-    return b"".join(parts)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                async for part in request.stream():
+                    taken += len(part)
+                    service.room.free -= len(part)
+                    if taken > most:
+                        raise too_large
+                    if service.room.free < 0:
+                        raise HTTPException(503, "the server is busy: try again", {"retry-after": "10"})
+                    body += part
+        except TimeoutError:
+            raise HTTPException(408, f"the body did not arrive in {PATIENCE:.0f} seconds") from None
+        except ClientDisconnect:
+            raise HTTPException(400, "the connection was closed before the body was there") from None
+        if not body:
+            raise HTTPException(400, "the body is empty: send an image, or JSON")
+        yield bytes(body)
+    finally:
+        service.room.free += taken
 
 
 def _problem(status: int, sentence: str, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -254,12 +275,27 @@ async def _complain(request: Request, error: UserError) -> Response:
 
 
 async def _fail(request: Request, error: Exception) -> Response:
-    logging.error("%s %s failed", request.method, request.url.path)  # the traceback follows from the server
+    path = cli.one_line(request.scope["path"])
+    logging.error("%s %s failed", request.method, path)  # the traceback follows from the server
     return _problem(500, "the server failed: its log says why")
 
 
+def is_from_another_website(method: str, headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a browser sends a request that changes or costs something on behalf of a page that is not ours.
+
+    By Sec-Fetch-Site, which survives a proxy, and where a browser sends none by Origin (Valsorda, "Cross-site request
+    forgery", 2025, as in Go's CrossOriginProtection). What is no browser sends neither.
+    """
+    if method in ("GET", "HEAD", "OPTIONS"):
+        return False
+    if site := headers.get(b"sec-fetch-site"):
+        return site not in (b"same-origin", b"none")
+    origin = headers.get(b"origin")
+    return origin is not None and origin.partition(b"://")[2] != headers.get(b"host")
+
+
 def secured(app: ASGIApp, hosts: frozenset[str] | None) -> ASGIApp:
-    """Puts `HEADERS` on every response, and refuses a Host that is none of `hosts`."""
+    """Puts `HEADERS` on every response, and refuses a Host that is none of `hosts`, and other websites' requests."""
     raw = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
@@ -272,10 +308,14 @@ def secured(app: ASGIApp, hosts: frozenset[str] | None) -> ASGIApp:
                 message["headers"] = [*message.get("headers", ()), *raw, fresh]
             await send(message)
 
-        named = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
+        headers = dict(scope["headers"])
+        named = headers.get(b"host", b"").decode("latin-1").lower()
         host = named.rpartition(":")[0] if named.rpartition(":")[2].isdecimal() else named
         if hosts is not None and host not in hosts:
             refusal = _problem(421, "this server does not answer to this name: use the address that it printed")
+            return await refusal(scope, receive, send_guarded)
+        if is_from_another_website(scope["method"], headers):
+            refusal = _problem(403, "requests on behalf of other websites are refused")
             return await refusal(scope, receive, send_guarded)
         await app(scope, receive, send_guarded)
 

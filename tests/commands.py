@@ -22,8 +22,10 @@ def environment(devices: int = 1, **more: str) -> dict[str, str]:
     return variables | {"PYTHONPATH": str(ROOT)} | more
 
 
-def start(module: str, *arguments: object, devices: int = 1, cwd: Path = ROOT, **variables: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", module, *map(str, arguments)]
+def start(
+    module: str, *arguments: object, devices: int = 1, cwd: Path = ROOT, option: str = "-m", **variables: str
+) -> subprocess.Popen:
+    command = [sys.executable, option, module, *map(str, arguments)]
     return subprocess.Popen(
         command,
         cwd=cwd,

@@ -50,9 +50,9 @@ class Server(NamedTuple):
         return answer.json
 
 
-def launch(directory: Path, *flags: str) -> Server:
-    """Starts the command, and waits until it says where it is."""
-    process = start("mnist_flax.serve", directory, "--port=0", *flags)
+def launch(directory: Path, *flags: str, script: str | None = None) -> Server:
+    """Starts the command, or a `script` that runs it, and waits until it says where it is."""
+    process = start(script or "mnist_flax.serve", directory, "--port=0", *flags, option="-c" if script else "-m")
     line = process.stdout.readline()
     if not line.startswith("serving"):
         raise AssertionError(process.communicate())
@@ -60,8 +60,8 @@ def launch(directory: Path, *flags: str) -> Server:
 
 
 @contextlib.contextmanager
-def running(directory: Path, *flags: str) -> Iterator[Server]:
-    server = launch(directory, *flags)
+def running(directory: Path, *flags: str, script: str | None = None) -> Iterator[Server]:
+    server = launch(directory, *flags, script=script)
     try:
         yield server
     finally:

@@ -1,9 +1,11 @@
+import jax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from mnist_flax import config as config_lib
+from mnist_flax import model, train
 from mnist_flax.cli import UserError
 
 FIELDS = config_lib.flatten(config_lib.default_config())
@@ -41,6 +43,33 @@ def test_any_value_is_accepted_or_refused_in_one_line(key, value):
         assert "\n" not in str(error) and key.split(".")[-1].split("_")[0] in str(error)
     else:
         assert isinstance(value, type(FIELDS[key]) | int) or FIELDS[key] is None
+
+
+@given(
+    channels=st.lists(st.integers(1, 40), min_size=1, max_size=3).map(tuple),
+    dense=st.lists(st.integers(1, 90), max_size=2).map(tuple),
+    kernel=st.integers(1, 7),
+    stride=st.integers(1, 2),
+    pool=st.integers(1, 4),
+    padding=st.sampled_from(["SAME", "VALID"]),
+    head=st.sampled_from(["flatten", "average"]),
+)
+@settings(max_examples=30, deadline=None)
+def test_the_size_of_a_network_is_known_before_it_is_made(channels, dense, kernel, stride, pool, padding, head):
+    config = config_lib.default_config()
+    config.model.update({"channels": channels, "dense": dense, "padding": padding, "head": head})
+    config.model.update({"kernel_sizes": (kernel,), "strides": (stride,), "pool_sizes": (pool,)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config_lib, "_MOST_PARAMETERS", 0)
+        with pytest.raises(UserError) as caught:
+            config_lib.check(config)
+    if "shrinks the image to nothing" in str(caught.value):
+        return
+    network = model.make_model(config.model, train.hyperparameters(config), 10)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 28, 28), "float32"))["params"]
+    kernels = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]}
+    counted = sum(leaf.size for name, leaf in kernels.items() if "kernel" in name and "logits" not in name)
+    assert f"has {counted:,} parameters, more than 0" in str(caught.value)
 
 
 def test_unknown_and_missing_fields_are_named():

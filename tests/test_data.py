@@ -251,7 +251,7 @@ def test_a_flipped_bit_in_a_prepared_file_is_found(tiny, tiny_data_dir, tmp_path
 
 def test_another_dataset_under_the_name_of_mnist_is_refused(tiny_data_dir):
     with pytest.raises(UserError, match="does not hold the train split of mnist"):
-        data._decode("mnist", tiny_data_dir / "mnist" / "3.0.1")
+        data._decode("mnist", prepare.prepare("mnist", str(tiny_data_dir)))
 
 
 def test_without_room_for_the_copy_each_start_decodes(tiny, tiny_data_dir, tmp_path, caplog):
