@@ -72,7 +72,9 @@ def fit(
     if step:
         progress.console.print(f"resuming after step {step:,} of {total_steps:,}")
     earlier_seconds = extra["train_seconds"]
+    metrics = run.Metrics(directory, extra["records"])
     if step == total_steps or _early_stop(config, extra["records"]):  # ended after its last epoch, without a summary
+        metrics.close()
         return Result(state, extra["records"], True, parameters, 0.0, earlier_seconds, earlier_seconds)
 
     hyper = train.hyperparameters(config)
@@ -101,7 +103,7 @@ def fit(
     previous: dict[str, Any] | None = None  # metrics of the call before
     ended = False
     with progress.bar(total_steps, step) as bar:
-        log = _Log(config, directory, checkpoints, extra, steps_per_epoch, step, bar)
+        log = _Log(config, metrics, checkpoints, earlier_seconds, steps_per_epoch, step, bar)
         while step < total_steps and not stop():
             state, last = train_steps(state, hyper, config.seed, *block)
             step += block[4] - block[3]
@@ -148,20 +150,19 @@ class _Log:
     def __init__(
         self,
         config: ConfigDict,
-        directory: Path,
+        metrics: run.Metrics,
         checkpoints: checkpoint.Checkpoints,
-        extra: dict,
+        earlier_seconds: float,
         steps_per_epoch: int,
         step: int,
         bar: progress.Bar,
     ):
-        self._config, self._checkpoints, self._bar = config, checkpoints, bar
+        self._config, self._metrics, self._checkpoints, self._bar = config, metrics, checkpoints, bar
         self._steps_per_epoch = steps_per_epoch
         hyper = train.hyperparameters(config)
         self._schedule = make_schedule(config.optimizer.schedule, hyper, steps_per_epoch, config.num_epochs)
-        self._metrics = run.Metrics(directory, extra["records"])
         now = time.perf_counter()
-        self._started = now - extra["train_seconds"]
+        self._started = now - earlier_seconds
         self._shown = self._finished = (now, step)
 
     @property
@@ -189,14 +190,15 @@ class _Log:
         self._shown = self._finished = (time.perf_counter(), step)
         place = {"step": step, "epoch": number}
         learning_rate = float(self._schedule(step - 1))
-        self._record(place, "train", loss, accuracy, learning_rate, rate)
+        records = [self._record(place, "train", loss, accuracy, learning_rate, rate)]
         self._bar.update(step, number, loss, accuracy, rate)
         line = f"epoch {number:3d}/{self._config.num_epochs}  train loss {loss:.4f}  accuracy {accuracy:.2%}"
         validation_accuracy = None
         if epoch.validation is not None:
             loss, validation_accuracy = (float(epoch.validation[key]) for key in ("loss", "accuracy"))
-            self._record(place, "validation", loss, validation_accuracy, learning_rate, None)
+            records.append(self._record(place, "validation", loss, validation_accuracy, learning_rate, None))
             line += f"  validation loss {loss:.4f}  accuracy {validation_accuracy:.2%}"
+        self._metrics.append(*records)
         self._bar.line(f"{line}  {rate:,.0f} images/s  {self.seconds():.0f} s")
         self.save(epoch.state, step, validation_accuracy)
 
@@ -210,9 +212,9 @@ class _Log:
 
     def _record(
         self, place: dict, split: str, loss: float, accuracy: float, learning_rate: float, rate: float | None
-    ) -> None:
+    ) -> dict:
         scores = {"loss": loss, "accuracy": accuracy, "learning_rate": learning_rate}
-        self._metrics.append({**place, "split": split, **scores, "images_per_second": rate, "seconds": self.seconds()})
+        return {**place, "split": split, **scores, "images_per_second": rate, "seconds": self.seconds()}
 
     @staticmethod
     def _steps_per_second(since: tuple[float, int], step: int) -> float:

@@ -49,7 +49,7 @@ def test_foreign_directories_are_refused(tmp_path):
 
 
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
-    record = {"step": 1, "epoch": 1, "split": "train", "loss": 0.5}
+    record = {"step": 1, "epoch": 1, "split": "train", "loss": 0.5, "seconds": 1.5}
     metrics = run.Metrics(tmp_path, [])
     metrics.append(record)
     metrics.append({**record, "step": 2, "epoch": 2})
