@@ -2,12 +2,12 @@
 
     python -m experiments.faults [--trials=200] [--minutes=N] [--seed=0] [--workdir=DIR]
 
-A run of a small network on `digits` is disturbed up to eight times, and its command is given again each time; then it may
-end. One disturbance is one trial: a signal in any phase (SIGKILL, SIGTERM, SIGINT, the last two also twice), a disk that
-is full or read-only, a checkpoint's file cut, flipped or deleted, metrics.jsonl cut, a compiled program cut, a clock that
-jumps, a second process in the same directory. After each: the exit status is one that DESIGN allows, there is no
-traceback, no saved checkpoint is gone, metrics.jsonl has each epoch once, and data are prepared whole or not at all. At
-the end: parameters, metrics, summary and curves are bit for bit those of a run that nothing disturbed.
+A run of a small network on `digits` is disturbed up to eight times, and its command is given again each time; then it
+may end. One disturbance is one trial: a signal in any phase (SIGKILL, SIGTERM, SIGINT, the last two also twice), a disk
+that is full or read-only, a checkpoint's file cut, flipped or deleted, metrics.jsonl cut, a compiled program cut, a
+clock that jumps, a second process in the same directory. After each: the exit status is one that is allowed, there is
+no traceback, no saved checkpoint is gone, metrics.jsonl has each epoch once, and data are prepared whole or not at all.
+At the end: parameters, metrics, summary and curves are bit for bit those of a run that nothing disturbed.
 
 Writes `trials.jsonl`, `results.json` and `results.md` to `--workdir`; the same command goes on after the last whole run
 found there. Disks are small file systems in memory, for which the command must be root's; clocks jump by libfaketime

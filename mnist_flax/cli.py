@@ -13,6 +13,17 @@ from absl import app, flags, logging
 STARTED = time.perf_counter()  # every command imports this module first: about when its process began
 # Failures of storage, which can come up wherever a file is written: one line says all there is to say.
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES}
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+# While one of our commands still imports what it needs, Ctrl-C ends it at once; a traceback would tell nothing.
+_main = getattr(sys.modules.get("__main__"), "__spec__", None)
+_IMPORTING = (
+    _main is not None
+    and _main.parent in ("mnist_flax", "experiments")
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+)
+if _IMPORTING:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class UserError(ValueError):
@@ -29,11 +40,12 @@ class Stop:
     def __init__(self) -> None:
         self.requested = False
         self.can_wait = False  # until training runs there is nothing to save
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _STOP_SIGNALS:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame) -> None:
-        signal.signal(number, signal.SIG_DFL)
+        for either in _STOP_SIGNALS:
+            signal.signal(either, signal.SIG_DFL)
         self.requested = True
         if not self.can_wait:
             raise KeyboardInterrupt
@@ -81,6 +93,8 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     after a `RunError` and with a traceback after anything else, 130 after Ctrl-C where `main` does not handle it.
     """
 
+    if _IMPORTING:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_worth_showing)
 

@@ -38,6 +38,9 @@ def main(argv: list[str]) -> int:
         mesh = devices.make_mesh()
         with run.claim(directory):
             run.check_directory(directory, config)  # another process may have come first
+            if finished := run.read_summary(directory):
+                progress.print_summary(finished)
+                return 0
             run.write_config(directory, config, devices.describe(mesh))
             stop.can_wait = True
             result = loop.fit(config, splits, len(data.CLASS_NAMES[config.dataset]), directory, mesh, stop)

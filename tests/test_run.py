@@ -5,6 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from experiments.sabotage import read_events
 from mnist_flax import config as config_lib
 from mnist_flax import run
 from mnist_flax.cli import UserError
@@ -60,6 +61,20 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
     metrics.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
+
+
+def test_each_epoch_is_in_tensorboard_once_and_at_once(tmp_path):
+    def curve():
+        return read_events(tmp_path / "tb")["train/loss"]
+
+    record = {"step": 1, "epoch": 1, "split": "train", "loss": 0.5, "seconds": 1.5}
+    metrics = run.Metrics(tmp_path, [])
+    for step in range(1, 40):
+        metrics.append({**record, "step": step})
+        assert [at for at, _ in curve()] == list(range(1, step + 1))  # while it is being written
+    resumed = run.Metrics(tmp_path, [{**record, "step": step} for step in range(1, 20)])
+    resumed.append({**record, "step": 20, "loss": 0.25})
+    assert curve() == [*((step, 0.5) for step in range(1, 20)), (20, 0.25)]
 
 
 json_values = st.recursive(
