@@ -41,28 +41,29 @@ _EARLY = {-15, -2, 130}  # a signal before the command can handle it, when there
 class Trial(NamedTuple):
     """What was done, how the processes ended, and what was found amiss."""
 
-    detail: str
+    kind: str
+    phase: str  # in which it was disturbed; "" where that is part of the kind
     statuses: list[int]
     violations: list[str]
 
 
-def _judge(site: Site, detail: str, process: Process, allowed: set[int]) -> Trial:
+def _judge(site: Site, kind: str, phase: str, process: Process, allowed: set[int]) -> Trial:
     ended = process.end()
-    return Trial(detail, [ended.status], site.violations(ended, allowed))
+    return Trial(kind, phase, [ended.status], site.violations(ended, allowed))
 
 
 def _disturb(site: Site, chance: random.Random, phases: Sequence[str], **variables: str) -> Trial:
     """Sends a random signal, or two, in a random one of `phases`."""
     name = chance.choice(sorted(sabotage.SIGNALS))
-    phase = chance.choice(phases)
+    (phase,) = chance.choices(phases, [sabotage.PHASES[phase][1] for phase in phases])
     numbers, allowed = sabotage.SIGNALS[name]
     process = site.start(**variables)
     if process.wait_until(lambda: site.reached(phase, process)):
-        process.work(chance.uniform(0, sabotage.PHASES[phase]))
+        process.work(chance.uniform(0, sabotage.PHASES[phase][0]))
     # Until the command installs its handlers, just after it printed the directory, a signal simply ends it.
     ready = "Parameters" in process.out()
     process.send(*numbers, within=0.2, chance=chance)
-    return _judge(site, f"{name} in {phase}", process, allowed | {0} | (set() if ready else _EARLY))
+    return _judge(site, name, phase, process, allowed | {0} | (set() if ready else _EARLY))
 
 
 def signalled(site: Site, chance: random.Random) -> Trial:
@@ -73,13 +74,13 @@ def signalled(site: Site, chance: random.Random) -> Trial:
 def damaged_checkpoint(site: Site, chance: random.Random) -> Trial:
     harm = site.damage_checkpoint(chance)
     trial = _disturb(site, chance, ("compilation", "a step", "a save"))  # all after it was restored
-    return trial._replace(detail=f"a checkpoint's file {harm}")
+    return trial._replace(kind=f"a checkpoint's file {harm}", phase="")
 
 
 def cut_metrics(site: Site, chance: random.Random) -> Trial:
     site.cut_metrics(chance)
     trial = _disturb(site, chance, ("compilation", "a step", "the report"))
-    return trial._replace(detail="metrics.jsonl cut")
+    return trial._replace(kind="metrics.jsonl cut", phase="")
 
 
 def cut_program(site: Site, chance: random.Random) -> Trial:
@@ -90,7 +91,7 @@ def cut_program(site: Site, chance: random.Random) -> Trial:
     file = chance.choice(sorted(own.glob("*-cache")))
     file.write_bytes(file.read_bytes()[: chance.randrange(file.stat().st_size)])
     trial = _disturb(site, chance, ("a step", "a save"))
-    return trial._replace(detail="a compiled program cut")
+    return trial._replace(kind="a compiled program cut", phase="")
 
 
 def jumping_clock(site: Site, chance: random.Random) -> Trial:
@@ -105,27 +106,27 @@ def jumping_clock(site: Site, chance: random.Random) -> Trial:
     if process.wait_until(lambda: site.reached(phase, process)):
         process.work(chance.uniform(0, 0.3))
     process.send(chance.choice((signal.SIGKILL, signal.SIGTERM)))
-    return _judge(site, "the clock jumps", process, {0, -9})
+    return _judge(site, "the clock jumps", "", process, {0, -9})
 
 
 def second_process(site: Site, chance: random.Random) -> Trial:
-    phase = chance.choice(("imports", "compilation", "a step"))
+    phase = chance.choice(("imports", "imports", "compilation", "a step"))
     first = site.start()
     if first.wait_until(lambda: site.reached(phase, first)):
         first.work(chance.uniform(0, 0.3))
     second = site.start()
     ends = [second.end()]
-    if chance.random() < 0.5 and first.popen.poll() is None:
-        first.send(signal.SIGTERM)
+    if chance.random() < 0.8 and first.popen.poll() is None:
+        first.send(signal.SIGKILL)
     ends.append(first.end())
-    found = [violation for ended in ends for violation in site.violations(ended, {0, 2})]
+    found = [violation for ended in ends for violation in site.violations(ended, {0, 2, -9})]
     refused = [ended for ended in ends if ended.status == 2]
     if len(refused) > 1 or any("another process is training" not in ended.err for ended in refused):
         found.append(f"refused {len(refused)} of 2 processes: {[ended.err[-200:] for ended in refused]}")
     trained = [ended for ended in ends if "compiled in" in ended.out]
     if len(trained) > 1 and not refused:
         found.append("both trained")
-    return Trial("a second process", [ended.status for ended in ends], found)
+    return Trial("a second process", "", [ended.status for ended in ends], found)
 
 
 def full_disk_preparing(site: Site, chance: random.Random) -> Trial:
@@ -134,7 +135,7 @@ def full_disk_preparing(site: Site, chance: random.Random) -> Trial:
     process.wait_until(lambda: site.reached("compilation", process))
     if process.popen.poll() is None:
         process.send(signal.SIGTERM)  # there was room enough, and training goes on
-    trial = _judge(site, "disk full in preparation", process, {0, 2})
+    trial = _judge(site, "a full disk", "preparation", process, {0, 2})
     site.remount("data_disk", "size=64m")
     return trial
 
@@ -143,16 +144,16 @@ def full_disk_training(site: Site, chance: random.Random) -> Trial:
     phase = chance.choice(("imports", "compilation", "a step", "a save", "the last save", "the report"))
     process = site.start()
     if process.wait_until(lambda: site.reached(phase, process)):
-        process.work(chance.uniform(0, min(0.3, sabotage.PHASES[phase])))
+        process.work(chance.uniform(0, min(0.3, sabotage.PHASES[phase][0])))
     site.fill(left=chance.choice((0, 4_096, 20_000, 60_000)))
-    trial = _judge(site, f"disk full in {phase}", process, {0, 1, 2})
+    trial = _judge(site, "a full disk", phase, process, {0, 1, 2})
     site.empty()
     return trial
 
 
 def read_only(site: Site, chance: random.Random) -> Trial:
     site.remount("disk", "ro")
-    trial = _judge(site, "read-only workdir", site.start(), {2})
+    trial = _judge(site, "a read-only workdir", "", site.start(), {2})
     site.remount("disk", "rw")
     return trial
 
@@ -192,9 +193,8 @@ def attack(root: Path, name: str, trials: int, reference: dict[str, Any], *, dis
             try:
                 trial = fault(site, chance)
             except TimeoutError as error:
-                trial = Trial(fault.__name__, [], [str(error)])
-            details = {"run": name, "fault": fault.__name__, "seconds": time.monotonic() - began}
-            records.append({**details, **trial._asdict()})
+                trial = Trial(fault.__name__, "", [], [str(error)])
+            records.append({"run": name, **trial._asdict(), "seconds": time.monotonic() - began})
             if site.finished():
                 break
         violations = records[-1]["violations"]
@@ -226,40 +226,41 @@ def prepare(root: Path) -> dict[str, Any]:
     return run.read_json(done)
 
 
-def summarise(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row a kind of disturbance, and one of all."""
-    kinds: dict[str, list[dict[str, Any]]] = {}
+def summarise(records: Sequence[dict[str, Any]], by: str) -> list[dict[str, Any]]:
+    """A row for each kind, or each phase, of disturbance, and one of all."""
+    groups: dict[str, list[dict[str, Any]]] = {}
     for record in records:
-        kinds.setdefault(record["detail"], []).append(record)
-    rows = []
-    for kind, members in [*sorted(kinds.items()), ("all", list(records))]:
-        statuses = sorted({status for record in members for status in record["statuses"]})
-        rows.append(
-            {
-                "disturbance": kind,
-                "trials": len(members),
-                "survived": sum(not record["violations"] for record in members),
-                "exit statuses": ", ".join(map(str, statuses)),
-                "amiss": "; ".join(sorted({text for record in members for text in record["violations"]})),
-            }
-        )
-    return rows
+        groups.setdefault(record[by], []).append(record)
+    return [
+        {
+            by: name,
+            "trials": len(members),
+            "survived": sum(not record["violations"] for record in members),
+            "exit statuses": ", ".join(
+                map(str, sorted({status for record in members for status in record["statuses"]}))
+            ),
+            "amiss": "; ".join(sorted({text for record in members for text in record["violations"]})),
+        }
+        for name, members in [*sorted(groups.items()), ("all", list(records))]
+    ]
 
 
 def _report(root: Path, records: Sequence[dict[str, Any]], skipped: Sequence[str]) -> None:
-    rows = summarise(records)
     runs = len({record["run"] for record in records})
-    title = f"{len(records)} trials in {runs} runs, {sum(record['seconds'] for record in records) / 60:.0f} minutes"
-    table = Table(*rows[0], title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    progress.console.print(table)
-    for reason in skipped:
-        progress.console.print(f"left out: {reason}")
-    run.write_json(root / "results.json", {"seed": _SEED.value, "rows": rows, "left_out": list(skipped)})
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(cell) for cell in row.values()] for row in rows)]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    (root / "results.md").write_text(f"{title}\n\n{text}\n")
+    minutes = sum(record["seconds"] for record in records) / 60
+    text = f"{len(records)} trials in {runs} runs, {minutes:.0f} minutes\n"
+    in_phases = [record for record in records if record["phase"]]
+    for rows in (summarise(records, "kind"), summarise(in_phases, "phase")):
+        table = Table(*rows[0])
+        for row in rows:
+            table.add_row(*map(str, row.values()))
+        progress.console.print(table)
+        lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(cell) for cell in row.values()] for row in rows)]
+        text += "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    text += "".join(f"\nleft out: {reason}\n" for reason in skipped)
+    progress.console.print(text.splitlines()[0], *(f"left out: {reason}" for reason in skipped), sep="\n")
+    run.write_json(root / "results.json", {"seed": _SEED.value, "trials": list(records), "left_out": list(skipped)})
+    (root / "results.md").write_text(text)
 
 
 def main(argv: list[str]) -> int:
@@ -286,8 +287,9 @@ def main(argv: list[str]) -> int:
         records += new
         number += 1
         for record in new:
-            amiss = "; ".join(record["violations"])
-            progress.console.print(f"{record['run']}  {record['detail']}: {record['statuses']} {amiss or 'survived'}")
+            what = record["kind"] + (f" in {record['phase']}" if record["phase"] else "")
+            amiss = "; ".join(record["violations"]) or "survived"
+            progress.console.print(f"{record['run']}  {what}: {record['statuses']} {amiss}")
     if not records:
         raise cli.UserError("no trial was begun: give it more --minutes")
     _report(root, records, skipped)
