@@ -4,6 +4,7 @@ Everything here is seen from outside, as a user or an operator sees a run: proce
 broken and what is checked, `experiments/faults.py` tells.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -39,8 +40,8 @@ FIELDS = {
     "num_epochs": EPOCHS,
 }
 PATIENCE = 900  # seconds after which a process counts as hung, on a machine that may have much other work
-# Of each phase: seconds of a process's own CPU time from its beginning within which it is disturbed, and how often it is
-# chosen beside the others; the last ones are rarer, since a run that is disturbed there needs no further one to end.
+# Of each phase: seconds of a process's own CPU time from its beginning within which it is disturbed, and how often it
+# is chosen beside the others. The last ones are rarer: few trials fit into a run that comes so far.
 PHASES = {
     "imports": (1.0, 2),
     "preparation": (1.0, 2),
@@ -229,9 +230,14 @@ class Site:
 
     def fill(self, left: int) -> None:
         """Fills the workdir's disk but for `left` bytes."""
-        stat = os.statvfs(self.mounts["disk"])
         with (self.mounts["disk"] / "ballast").open("wb") as ballast:
-            os.posix_fallocate(ballast.fileno(), 0, max(1, stat.f_bavail * stat.f_frsize - left))
+            for _ in range(100):  # the process may be writing too
+                stat = os.statvfs(self.mounts["disk"])
+                missing = stat.f_bavail * stat.f_frsize - left
+                if missing <= 0:
+                    return
+                with contextlib.suppress(OSError):
+                    os.posix_fallocate(ballast.fileno(), os.fstat(ballast.fileno()).st_size, missing)
 
     def empty(self) -> None:
         (self.mounts["disk"] / "ballast").unlink(missing_ok=True)

@@ -72,10 +72,10 @@ def fit(
     if step:
         progress.console.print(f"resuming after step {step:,} of {total_steps:,}")
     earlier_seconds = extra["train_seconds"]
-    metrics = run.Metrics(directory, extra["records"])
-    if step == total_steps or _early_stop(config, extra["records"]):  # ended after its last epoch, without a summary
+    metrics = run.Metrics(directory, extra["metrics"])
+    if step == total_steps or _early_stop(config, metrics.records):  # ended after its last epoch, without a summary
         metrics.close()
-        return Result(state, extra["records"], True, parameters, 0.0, earlier_seconds, earlier_seconds)
+        return Result(state, metrics.records, True, parameters, 0.0, earlier_seconds, earlier_seconds)
 
     hyper = train.hyperparameters(config)
     train_steps = train.make_train_steps(config, num_classes, steps_per_epoch, mesh)
@@ -141,7 +141,7 @@ def _start(
         checkpoints.remove_after(int(restored[0].step))
         return restored
     init = jax.jit(lambda seed: train.init_state(config, num_classes, seed), out_shardings=NamedSharding(mesh, P()))
-    return init(config.seed), {"records": [], "train_seconds": 0.0}
+    return init(config.seed), {"metrics": "", "train_seconds": 0.0}
 
 
 class _Log:
@@ -203,7 +203,7 @@ class _Log:
         self.save(epoch.state, step, validation_accuracy)
 
     def save(self, state: train.TrainState, step: int, accuracy: float | None) -> None:
-        extra = {"records": list(self.records), "train_seconds": self.seconds()}
+        extra = {"metrics": self._metrics.text, "train_seconds": self.seconds()}
         self._checkpoints.save(step, state, extra, accuracy)
 
     def close(self) -> None:

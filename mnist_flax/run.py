@@ -159,30 +159,33 @@ def load_run(directory: Path | str, which: str | None = None) -> Run:
 class Metrics:
     """metrics.jsonl and the TensorBoard file of a run: one record an epoch and split, in order."""
 
-    def __init__(self, directory: Path, records: list[dict]):
-        """Starts from the records of a restored checkpoint: both files are written anew, and hold no others."""
+    def __init__(self, directory: Path, text: str):
+        """Starts from the lines that a restored checkpoint holds: both files are written anew, and hold no others."""
         from tensorboardX import event_file_writer
         from tensorboardX.proto import event_pb2
 
-        self.records = records
+        self.text = text  # of metrics.jsonl; put together only once, since a checkpoint takes all of it every epoch
+        self.records: list[dict] = [json.loads(line) for line in text.splitlines()]
         self._path = directory / "metrics.jsonl"
-        durable.write_text(self._path, "".join(map(_json_line, records)))
+        durable.write_text(self._path, text)
         events = directory / TENSORBOARD
         events.mkdir(exist_ok=True)
         for earlier in events.glob("events.out.tfevents.*"):
             earlier.unlink()
-        self._began = time.time() - (records[-1]["seconds"] if records else 0)
+        self._began = time.time() - (self.records[-1]["seconds"] if self.records else 0)
         # Written by this thread: the thread of a SummaryWriter keeps lines back for minutes, and dies of a full disk.
         self._tensorboard = event_file_writer.EventsWriter(str(events / "events"), f".{os.getpid()}")
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # what TensorBoard showed before it forgets
         self._tensorboard.write_event(event_pb2.Event(wall_time=self._began, step=0, session_log=start))
-        self._add_to_tensorboard(records)
+        self._add_to_tensorboard(self.records)
 
     def append(self, *records: dict) -> None:
         """Adds the records of an epoch; they are on the disk when this returns."""
+        lines = "".join(f"{json.dumps(record)}\n" for record in records)
         self.records += records
+        self.text += lines
         with self._path.open("a") as file:
-            file.write("".join(map(_json_line, records)))
+            file.write(lines)
             file.flush()
             os.fsync(file.fileno())
         self._add_to_tensorboard(records)
@@ -201,10 +204,6 @@ class Metrics:
                     wall_time = self._began + record["seconds"]
                     self._tensorboard.write_event(Event(wall_time=wall_time, step=record["step"], summary=scalar))
         self._tensorboard.flush()
-
-
-def _json_line(record: dict) -> str:
-    return json.dumps(record) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:

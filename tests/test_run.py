@@ -51,12 +51,12 @@ def test_foreign_directories_are_refused(tmp_path):
 
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
     record = {"step": 1, "epoch": 1, "split": "train", "loss": 0.5, "seconds": 1.5}
-    metrics = run.Metrics(tmp_path, [])
+    metrics = run.Metrics(tmp_path, "")
     metrics.append(record)
     metrics.append({**record, "step": 2, "epoch": 2})
     metrics.close()
     (tmp_path / "metrics.jsonl").open("a").write('{"step": 3, "ep')  # cut in the middle of a line
-    metrics = run.Metrics(tmp_path, [record])
+    metrics = run.Metrics(tmp_path, json.dumps(record) + "\n")
     metrics.append({**record, "step": 2, "epoch": 2})
     metrics.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -68,11 +68,11 @@ def test_each_epoch_is_in_tensorboard_once_and_at_once(tmp_path):
         return read_events(tmp_path / "tb")["train/loss"]
 
     record = {"step": 1, "epoch": 1, "split": "train", "loss": 0.5, "seconds": 1.5}
-    metrics = run.Metrics(tmp_path, [])
+    metrics = run.Metrics(tmp_path, "")
     for step in range(1, 40):
         metrics.append({**record, "step": step})
         assert [at for at, _ in curve()] == list(range(1, step + 1))  # while it is being written
-    resumed = run.Metrics(tmp_path, [{**record, "step": step} for step in range(1, 20)])
+    resumed = run.Metrics(tmp_path, "".join((tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)[:19]))
     resumed.append({**record, "step": 20, "loss": 0.25})
     assert curve() == [*((step, 0.5) for step in range(1, 20)), (20, 0.25)]
 
