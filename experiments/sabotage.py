@@ -171,7 +171,9 @@ class Site:
         """Whether a process has come to a phase (or past it)."""
 
         def fresh(path: Path) -> bool:
-            return path.exists() and path.stat().st_mtime_ns > process.started
+            with contextlib.suppress(FileNotFoundError):
+                return path.stat().st_mtime_ns > process.started
+            return False
 
         match phase:
             case "imports":
@@ -183,9 +185,9 @@ class Site:
             case "a step":
                 return "compiled in" in process.out()
             case "a save":
-                return bool(self._unfinished())
+                return any(map(fresh, self._unfinished()))
             case "the last save":
-                return f"epoch   {EPOCHS}/" in process.out() and bool(self._unfinished())
+                return f"epoch   {EPOCHS}/" in process.out() and any(map(fresh, self._unfinished()))
             case "the report":
                 return fresh(self.workdir / "evaluation_test.json")
             case "the summary":
@@ -268,7 +270,11 @@ class Site:
             != [(epoch, split) for epoch in range(1, EPOCHS + 1) for split in ("train", "validation")][: len(places)]
         ):
             found.append(f"metrics.jsonl has {places}")
-        if resumes and (cut or (records and records[-1]["step"] > max(steps, default=0))):
+        if (
+            resumes
+            and "compiled in" in ended.out
+            and (cut or (records and records[-1]["step"] > max(steps, default=0)))
+        ):
             found.append("stopped before all that was recorded was saved")
         place = self.data_dir / "digits" / prepare.VERSIONS["digits"]
         if place.exists():

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import shutil
+import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,23 @@ from orbax.checkpoint import v1 as ocp
 
 from mnist_flax import durable
 from mnist_flax.cli import RunError
+
+
+def _be_silent_of_closed_loops() -> None:
+    """When one write or read fails, TensorStore tells of the others to an event loop that Orbax has closed by then.
+
+    Each would be a traceback on standard error, beside the exception of the first, which is the one that matters.
+    """
+    shown = sys.unraisablehook
+
+    def hook(unraisable) -> None:
+        if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
+            shown(unraisable)
+
+    sys.unraisablehook = hook
+
+
+_be_silent_of_closed_loops()
 
 
 class Checkpoints:

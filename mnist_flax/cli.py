@@ -1,7 +1,9 @@
 """What every command shares: how a user's mistake is reported, and which status a command ends with."""
 
+import contextlib
 import errno
 import logging as std_logging
+import os
 import signal
 import sys
 import time
@@ -35,11 +37,16 @@ class RunError(RuntimeError):
 
 
 class Stop:
-    """Whether SIGTERM or SIGINT came. The first asks training to stop after the step; a second ends the process."""
+    """Whether SIGTERM or SIGINT came. The first asks training to stop after the step; a second ends the process.
 
-    def __init__(self) -> None:
+    Until there is something to save (`can_wait`), the first ends the process too: with `farewell` printed and status 0
+    if there is one, else by KeyboardInterrupt.
+    """
+
+    def __init__(self, farewell: str = "") -> None:
         self.requested = False
-        self.can_wait = False  # until training runs there is nothing to save
+        self.can_wait = False
+        self._farewell = farewell
         for number in _STOP_SIGNALS:
             signal.signal(number, self._handle)
 
@@ -47,8 +54,14 @@ class Stop:
         for either in _STOP_SIGNALS:
             signal.signal(either, signal.SIG_DFL)
         self.requested = True
-        if not self.can_wait:
+        if self.can_wait:
+            return
+        if not self._farewell:
             raise KeyboardInterrupt
+        # An exception would come up anywhere in the imports, and some of them make an ImportError of it.
+        with contextlib.suppress(OSError):
+            os.write(sys.stdout.fileno(), f"{self._farewell}\n".encode())
+        os._exit(0)
 
     def __call__(self) -> bool:
         return self.requested

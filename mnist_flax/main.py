@@ -29,27 +29,25 @@ def main(argv: list[str]) -> int:
     if not _WORKDIR.value:
         again += f" --workdir={shlex.quote(str(directory))}"
 
-    stop = cli.Stop()
-    try:
-        from mnist_flax import conclude, data, devices, loop
+    farewell = f"stopped; this command goes on from here:\n{again}"
+    stop = cli.Stop(farewell)
+    from mnist_flax import conclude, data, devices, loop
 
-        splits = data.load(config)
-        devices.keep_compiled_programs()
-        mesh = devices.make_mesh()
-        with run.claim(directory):
-            run.check_directory(directory, config)  # another process may have come first
-            if finished := run.read_summary(directory):
-                progress.print_summary(finished)
-                return 0
-            run.write_config(directory, config, devices.describe(mesh))
-            stop.can_wait = True
-            result = loop.fit(config, splits, len(data.CLASS_NAMES[config.dataset]), directory, mesh, stop)
-            if result.finished:
-                conclude.conclude(config, splits, result, directory, mesh)
-                return 0
-    except KeyboardInterrupt:
-        pass
-    print(f"stopped; this command goes on from here:\n{again}")
+    splits = data.load(config)
+    devices.keep_compiled_programs()
+    mesh = devices.make_mesh()
+    with run.claim(directory):
+        run.check_directory(directory, config)  # another process may have come first
+        if finished := run.read_summary(directory):
+            progress.print_summary(finished)
+            return 0
+        run.write_config(directory, config, devices.describe(mesh))
+        stop.can_wait = True
+        result = loop.fit(config, splits, len(data.CLASS_NAMES[config.dataset]), directory, mesh, stop)
+        if result.finished:
+            conclude.conclude(config, splits, result, directory, mesh)
+            return 0
+    print(farewell)
     return 0
 
 

@@ -69,3 +69,13 @@ def test_a_second_signal_of_either_kind_ends_the_process(second):
         f"os.kill(os.getpid(), signal.SIGTERM); assert stop.requested; os.kill(os.getpid(), {int(second)})"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == -second
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_before_there_is_anything_to_save_a_signal_ends_the_process_whatever_it_was_doing(first):
+    code = (
+        "import os; from mnist_flax import cli; cli.Stop('this command goes on')\n"
+        f"try:\n  os.kill(os.getpid(), {int(first)})\nexcept BaseException as error:\n  raise ImportError from error"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "this command goes on\n", "")
