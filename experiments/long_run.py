@@ -27,6 +27,30 @@ _RECIPE = flags.DEFINE_string("recipe", "configs/digits.py", "what is trained")
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory; a new one under runs/long_run/ if not given")
 
 
+class Reader:
+    """Reads what is added to metrics.jsonl and the TensorBoard file, so that looking costs the same in every epoch."""
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+        self._rest = ""
+        self._places = [0, 0]
+        self.epochs = self.epochs_in_tensorboard = 0
+
+    def look(self) -> None:
+        """Reads on.
+
+        Raises:
+          ValueError: a line, or a record, was written in part, and it is not the last.
+        """
+        with (self._directory / "metrics.jsonl").open() as file:
+            file.seek(self._places[0])
+            *lines, self._rest = (self._rest + file.read()).split("\n")
+            self._places[0] = file.tell()
+        self.epochs = max([self.epochs, *(json.loads(line)["epoch"] for line in lines)])
+        curves, self._places[1] = sabotage.read_events(sabotage.events_file(self._directory), self._places[1])
+        self.epochs_in_tensorboard += len(curves.get("train/loss", []))
+
+
 def watch(command: list[str], directory: Path) -> list[dict[str, Any]]:
     """Runs a training command to its end; gives an observation for each epoch that was seen to end.
 
@@ -34,16 +58,18 @@ def watch(command: list[str], directory: Path) -> list[dict[str, Any]]:
       RunError: the command failed, or a file was not whole while it was written.
     """
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    metrics, observations = directory / "metrics.jsonl", []
+    reader, observations = Reader(directory), []
     try:
-        size = 0
         while process.poll() is None:
-            if metrics.exists() and metrics.stat().st_size != size:
-                size = metrics.stat().st_size
-                if records := _read(metrics):
-                    with contextlib.suppress(FileNotFoundError, ProcessLookupError, KeyError):  # it has just ended
-                        observations.append(_observe(process.pid, directory, records))
+            epochs = reader.epochs
+            if (directory / "metrics.jsonl").exists() and list((directory / run.TENSORBOARD).glob("*")):
+                reader.look()
+            if reader.epochs > epochs:
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError, KeyError):  # it has just ended
+                    observations.append(_observe(process.pid, directory, reader))
             time.sleep(0.02)
+    except ValueError as error:
+        raise cli.RunError(f"a file was not whole while it was written: {error}") from error
     finally:
         if process.poll() is None:  # interrupted
             process.kill()
@@ -53,30 +79,17 @@ def watch(command: list[str], directory: Path) -> list[dict[str, Any]]:
     return observations
 
 
-def _read(metrics: Path) -> list[dict[str, Any]]:
-    """The records; the epoch that is just being written may be missing, but no other line may be cut."""
-    *lines, _ = metrics.read_text().split("\n")
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise cli.RunError(f"{metrics} was not whole while it was written: {error}") from error
-
-
-def _observe(pid: int, directory: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
-    try:
-        curves = sabotage.read_events(directory / run.TENSORBOARD)
-    except ValueError as error:
-        raise cli.RunError(f"TensorBoard's file was not whole while it was written: {error}") from error
+def _observe(pid: int, directory: Path, reader: Reader) -> dict[str, Any]:
     process = Path(f"/proc/{pid}")
     status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
     return {
-        "epoch": records[-1]["epoch"],
+        "epoch": reader.epochs,
+        "epochs_in_tensorboard": reader.epochs_in_tensorboard,
         "resident_megabytes": int(status["VmRSS"].split()[0]) / 1024,
         "threads": int(status["Threads"]),
         "open_files": len(list((process / "fd").iterdir())),
         "disk_megabytes": _bytes(directory) / 1e6,
         "checkpoints": len([path for path in (directory / run.CHECKPOINTS).iterdir() if path.name.isdigit()]),
-        "epochs_in_tensorboard": len(curves.get("train/loss", [])),
     }
 
 
@@ -118,7 +131,8 @@ def main(argv: list[str]) -> None:
     observations = watch([sys.executable, "-m", "mnist_flax.main", *fields, *overrides], directory)
     if not observations:
         raise cli.UserError(f"{directory} was finished before: name another --workdir")
-    rows = tenths(observations, _read(directory / "metrics.jsonl"))
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    rows = tenths(observations, [json.loads(line) for line in lines])
     table = Table(*rows[0], title=f"{_EPOCHS.value} epochs of {_RECIPE.value}", title_justify="left")
     for row in rows:
         table.add_row(*(f"{cell:,.1f}" if isinstance(cell, float) else str(cell) for cell in row.values()))

@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -309,12 +310,13 @@ def results(workdir: Path) -> dict[str, Any]:
     timed = ("seconds", "images_per_second")
     records, _ = _read_records(workdir / "metrics.jsonl")
     summary = run.read_json(workdir / "summary.json")
-    curves = {name: [step for step, _ in points] for name, points in read_events(workdir / run.TENSORBOARD).items()}
+    curves, end = read_events(events_file(workdir))
     return {
         "state": digest.hexdigest(),
         "metrics": [{key: value for key, value in record.items() if key not in timed} for record in records],
         "summary": {key: value for key, value in summary.items() if not key.endswith(("seconds", "second"))},
-        "curves in TensorBoard": curves,
+        "curves in TensorBoard": {tag: [step for step, _ in points] for tag, points in curves.items()},
+        "end of the TensorBoard file": end == events_file(workdir).stat().st_size,
     }
 
 
@@ -324,32 +326,45 @@ def _read_records(path: Path) -> tuple[list[dict], bool]:
     return [json.loads(line) for line in lines], bool(rest)
 
 
-def read_events(directory: Path) -> dict[str, list[tuple[int, float]]]:
-    """Points (step, value) of each scalar in the TensorBoard files of a directory; a record cut at the end is left out.
+Curves = dict[str, list[tuple[int, float]]]  # points (step, value) by tag
+
+
+def read_events(path: Path, start: int = 0) -> tuple[Curves, int]:
+    """The scalars in a TensorBoard file from byte `start` on, and where its last whole record ends.
 
     Raises:
       ValueError: a record's checksum is wrong.
     """
-    import struct
-
     from tensorboardX.proto import event_pb2
     from tensorboardX.record_writer import masked_crc32c
 
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for path in sorted(directory.glob("events.out.tfevents.*")):
-        content, place = path.read_bytes(), 0
-        while place + 12 <= len(content):
-            (length,) = struct.unpack_from("<Q", content, place)
-            body = content[place + 12 : place + 12 + length]
-            if place + 16 + length > len(content):
-                break
-            if struct.unpack_from("<I", content, place + 12 + length)[0] != masked_crc32c(body):
-                raise ValueError(f"{path} is damaged at byte {place}")
-            event = event_pb2.Event.FromString(body)
-            for value in event.summary.value:
-                curves.setdefault(value.tag, []).append((event.step, value.simple_value))
-            place += 16 + length
-    return curves
+    curves: Curves = {}
+    with path.open("rb") as file:
+        file.seek(start)
+        content = file.read()
+    place = 0
+    while len(content) >= place + 16:  # length, its checksum, the record, its checksum
+        (length,) = struct.unpack_from("<Q", content, place)
+        if len(content) < place + 16 + length:
+            break
+        body = content[place + 12 : place + 12 + length]
+        if struct.unpack_from("<I", content, place + 12 + length) != (masked_crc32c(body),):
+            raise ValueError(f"{path} is damaged at byte {start + place}")
+        event = event_pb2.Event.FromString(body)
+        for value in event.summary.value:
+            curves.setdefault(value.tag, []).append((event.step, value.simple_value))
+        place += 16 + length
+    return curves, start + place
+
+
+def events_file(workdir: Path) -> Path:
+    """The one TensorBoard file of a run.
+
+    Raises:
+      ValueError: there is none, or there are several.
+    """
+    (path,) = (workdir / run.TENSORBOARD).glob("events.out.tfevents.*")
+    return path
 
 
 def can_mount(directory: Path) -> bool:
