@@ -6,7 +6,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mnist_flax import checkpoint, cli, data, devices, evaluate, metrics, model, progress, report, run, train
+from mnist_flax import checkpoint, cli, data, devices, durable, evaluate, metrics, model, progress, report, run, train
 from mnist_flax.loop import Result
 
 
@@ -55,7 +55,7 @@ def conclude(config: ConfigDict, splits: data.Splits, result: Result, directory:
         "images_per_second": examples / result.train_seconds,
         "device": f"{device['count']} x {device['kind']}",
     }
-    report.write(
+    page = report.write(
         directory,
         summary=summary,
         images=splits.test.images,
@@ -64,6 +64,8 @@ def conclude(config: ConfigDict, splits: data.Splits, result: Result, directory:
         kernel=model.first_kernel(state.variables()),
         class_names=names,
     )
+    durable.sync(page)  # the summary's presence says that all else is there
+    durable.sync_tree(directory / run.FIGURES)
     summary["total_seconds"] = result.earlier_seconds + time.perf_counter() - cli.STARTED
     run.write_json(directory / "summary.json", summary)
     progress.print_summary(summary)
