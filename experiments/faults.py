@@ -2,7 +2,7 @@
 
     python -m experiments.faults [--trials=200] [--minutes=N] [--seed=0] [--workdir=DIR]
 
-A run of a small network on `digits` is disturbed up to eight times, and its command is given again each time; then it
+A run of a small network on `digits` is disturbed up to twelve times, and its command is given again each time; then it
 may end. One disturbance is one trial: a signal in any phase (SIGKILL, SIGTERM, SIGINT, the last two also twice), a disk
 that is full or read-only, a checkpoint's file cut, flipped or deleted, metrics.jsonl cut, a compiled program cut, a
 clock that jumps, a second process in the same directory. After each: the exit status is one that is allowed, there is
@@ -116,7 +116,7 @@ def second_process(site: Site, chance: random.Random) -> Trial:
         first.work(chance.uniform(0, 0.3))
     second = site.start()
     ends = [second.end()]
-    if chance.random() < 0.8 and first.popen.poll() is None:
+    if chance.random() < 0.9 and first.popen.poll() is None:
         first.send(signal.SIGKILL)
     ends.append(first.end())
     found = [violation for ended in ends for violation in site.violations(ended, {0, 2, -9})]
@@ -281,7 +281,7 @@ def main(argv: list[str]) -> int:
     while len(records) < _TRIALS.value and (_MINUTES.value is None or time.monotonic() < began + 60 * _MINUTES.value):
         name = f"run-{_SEED.value}-{number}"
         shutil.rmtree(root / name, ignore_errors=True)  # of a campaign that was stopped
-        new = attack(root, name, min(8, _TRIALS.value - len(records)), reference, disks=disks)
+        new = attack(root, name, min(12, _TRIALS.value - len(records)), reference, disks=disks)
         with log.open("a") as file:
             file.write("".join(json.dumps(record) + "\n" for record in new))
         records += new
