@@ -19,6 +19,9 @@ from orbax.checkpoint import v1 as ocp
 from mnist_flax import durable
 from mnist_flax.cli import RunError
 
+# Ten years: Orbax measures how long a save takes by the time of day, which jumps when a machine was suspended.
+_NO_TIMEOUT = 10 * 365 * 86_400
+
 
 def _be_silent_of_closed_loops() -> None:
     """When one write or read fails, TensorStore tells of the others to an event loop that Orbax has closed by then.
@@ -53,6 +56,7 @@ class Checkpoints:
         self._durable: int | None = None  # newest step that is known to be on the disk
         self._orbax = ocp.training.Checkpointer(
             self._directory,
+            context=ocp.Context(async_options=ocp.options.AsyncOptions(timeout_secs=_NO_TIMEOUT)),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=self,
             cleanup_tmp_directories=True,  # what a killed process left half written
