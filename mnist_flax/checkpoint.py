@@ -124,12 +124,13 @@ class Checkpoints:
         for checkpoint in reversed(checkpoints):
             try:
                 restored = _load(self._orbax, checkpoint.step, abstract_state)
-                durable.sync_tree(self._directory / str(checkpoint.step))  # if its writer died before it did so
-                self._durable = checkpoint.step
-                return restored
             except Exception as error:
                 reason = " ".join(str(error).split())[:200]
                 logging.warning("Checkpoint %d is damaged, falling back to the one before: %s", checkpoint.step, reason)
+            else:
+                durable.sync_tree(self._directory / str(checkpoint.step))  # if its writer died before it did so
+                self._durable = checkpoint.step
+                return restored
         if checkpoints:
             raise RunError(f"no checkpoint in {self._directory} can be read: remove the run directory to start anew")
         return None
