@@ -10,7 +10,7 @@ from rich.table import Table
 
 from experiments import directory, members, space, storage, worker
 from experiments.summarize import mean_interval
-from mnist_flax import cli, progress, run
+from mnist_flax import cli, durable, progress, run
 from mnist_flax import config as config_lib
 from mnist_flax.cli import UserError
 
@@ -51,7 +51,7 @@ def write_winner(place: Path, study: optuna.Study, config: ConfigDict) -> Path:
         "from configs import default\n\n\n"
         f"def get_config():\n    config = default.get_config()\n{lines}    return config\n"
     )
-    run.write_whole(path, code.encode())
+    durable.write(path, code.encode())
     return path
 
 

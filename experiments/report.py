@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from experiments import confirm, directory, storage, study_figures, worker
 from experiments.study_figures import Axis, Trial
-from mnist_flax import cli, report, run
+from mnist_flax import cli, durable, report
 
 EDGE = 0.05  # of a range, at either end: a best trial there says that the range is too narrow
 IMPORTANCE_TRIALS = 8  # complete trials, at least, for a forest to mean anything
@@ -119,7 +119,7 @@ def write(place: Path) -> Path:
     edges = edge_warnings(next(t for t in trials if t.number == best.number), shown)
     path = place / "report.html"
     text = page(record, trials, failed, edges, confirmation, pictures)
-    run.write_whole(path, text.encode(errors="backslashreplace"))
+    durable.write(path, text.encode(errors="backslashreplace"))
     return path
 
 

@@ -5,7 +5,9 @@ import hashlib
 import json
 import math
 import shutil
+import sys
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +17,47 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from mnist_flax import durable
 from mnist_flax.cli import RunError
+
+# Ten years: Orbax measures how long a save takes by the time of day, which jumps when a machine was suspended.
+_NO_TIMEOUT = 10 * 365 * 86_400
+
+
+def _be_silent_of_closed_loops() -> None:
+    """When one write or read fails, TensorStore tells of the others to an event loop that Orbax has closed by then.
+
+    Each would be a traceback on standard error, beside the exception of the first, which is the one that matters.
+    """
+    shown = sys.unraisablehook
+
+    def hook(unraisable) -> None:
+        if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
+            shown(unraisable)
+
+    sys.unraisablehook = hook
+
+
+_be_silent_of_closed_loops()
 
 
 class Checkpoints:
     """The checkpoints under one directory, by step.
 
     A checkpoint holds a state (any pytree of arrays) and `extra`, a JSON object. The `keep` latest are kept and the one
-    with the best validation accuracy. A digest of the state goes with it, so that damage is found when it is read.
+    with the best validation accuracy; none goes before a later one has reached the disk. A digest of the state goes
+    with it, so that damage is found when it is read.
     """
 
     def __init__(self, directory: Path, keep: int):
         self._directory = directory.absolute()  # Orbax wants it so
-        self._pending: ocp.AsyncResponse | None = None
+        self._background = ThreadPoolExecutor(1)
+        self._pending: Future | None = None  # the save under way
         self._keep = keep
+        self._durable: int | None = None  # newest step that is known to be on the disk
         self._orbax = ocp.training.Checkpointer(
             self._directory,
+            context=ocp.Context(async_options=ocp.options.AsyncOptions(timeout_secs=_NO_TIMEOUT)),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=self,
             cleanup_tmp_directories=True,  # what a killed process left half written
@@ -41,7 +68,9 @@ class Checkpoints:
         """Orbax's protocol: which of the checkpoints stay."""
         best = max(self._scores, key=lambda step: (self._scores[step], step), default=None)
         latest = {checkpoint.step for checkpoint in checkpoints[-self._keep :]}
-        return [checkpoint.step in latest or checkpoint.step == best for checkpoint in checkpoints]
+        # Until the newest has reached the disk, a power cut would go back to the one before it.
+        kept = latest | {best, self._durable}
+        return [checkpoint.step in kept for checkpoint in checkpoints]
 
     def save(self, step: int, state: Any, extra: dict, accuracy: float | None) -> None:
         """Starts saving in the background, after the save before it has ended.
@@ -55,12 +84,20 @@ class Checkpoints:
         if accuracy is not None:
             accuracy = -1.0 if math.isnan(accuracy) else accuracy
             self._scores[step] = accuracy
-        self._pending = self._orbax.save_async(
+        response = self._orbax.save_async(
             step,
             state,
             overwrite=True,  # a step is saved anew after a fall-back to an earlier one
             custom_metadata={"extra": extra, "accuracy": accuracy, "digest": _digest(state, extra)},
         )
+        self._pending = self._background.submit(self._finish, step, response)
+
+    def _finish(self, step: int, response: Any) -> None:
+        """Waits for Orbax, which renames what it wrote but does not flush it, and flushes it."""
+        response.result()
+        if jax.process_index() == 0:
+            durable.sync_tree(self._directory / str(step))
+        self._durable = step
 
     def wait(self) -> None:
         """Waits until what was saved is on disk.
@@ -88,10 +125,15 @@ class Checkpoints:
         checkpoints = list(self._orbax.checkpoints)
         for checkpoint in reversed(checkpoints):
             try:
-                return _load(self._orbax, checkpoint.step, abstract_state)
+                restored = _load(self._orbax, checkpoint.step, abstract_state)
             except Exception as error:
                 reason = " ".join(str(error).split())[:200]
                 logging.warning("Checkpoint %d is damaged, falling back to the one before: %s", checkpoint.step, reason)
+            else:
+                if jax.process_index() == 0:
+                    durable.sync_tree(self._directory / str(checkpoint.step))  # if its writer died before it did so
+                self._durable = checkpoint.step
+                return restored
         if checkpoints:
             raise RunError(f"no checkpoint in {self._directory} can be read: remove the run directory to start anew")
         return None
@@ -107,8 +149,14 @@ class Checkpoints:
         self._orbax.reload()
 
     def close(self) -> None:
+        """Waits for the last save, and removes what was kept only until then."""
         self.wait()
+        checkpoints = self._orbax.checkpoints
+        for checkpoint, kept in zip(checkpoints, self.should_preserve(checkpoints, context=None), strict=True):
+            if not kept:
+                self._orbax.delete(checkpoint.step)
         self._orbax.close()
+        self._background.shutdown()
 
 
 def load(directory: Path, which: str, abstract_state: Any) -> tuple[Any, dict]:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import logging as std_logging
+import os
 import signal
 import sys
 import time
@@ -16,6 +17,17 @@ STARTED = time.perf_counter()  # every command imports this module first: about 
 # Failures of storage, which can come up wherever a file is written: one line says all there is to say.
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES}
 _NAME_ERRORS = {errno.ENAMETOOLONG, errno.ELOOP}  # of a path that no file can have
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+# While one of our commands still imports what it needs, Ctrl-C ends it at once; a traceback would tell nothing.
+_main = getattr(sys.modules.get("__main__"), "__spec__", None)
+_IMPORTING = (
+    _main is not None
+    and _main.parent in ("mnist_flax", "experiments")
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+)
+if _IMPORTING:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class UserError(ValueError):
@@ -27,19 +39,31 @@ class RunError(RuntimeError):
 
 
 class Stop:
-    """Whether SIGTERM or SIGINT came. The first asks training to stop after the step; a second ends the process."""
+    """Whether SIGTERM or SIGINT came. The first asks training to stop after the step; a second ends the process.
 
-    def __init__(self) -> None:
+    Until there is something to save (`can_wait`), the first ends the process too: with `farewell` printed and status 0
+    if there is one, else by KeyboardInterrupt.
+    """
+
+    def __init__(self, farewell: str = "") -> None:
         self.requested = False
-        self.can_wait = False  # until training runs there is nothing to save
-        for number in (signal.SIGTERM, signal.SIGINT):
+        self.can_wait = False
+        self._farewell = farewell
+        for number in _STOP_SIGNALS:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame) -> None:
-        signal.signal(number, signal.SIG_DFL)
+        for either in _STOP_SIGNALS:
+            signal.signal(either, signal.SIG_DFL)
         self.requested = True
-        if not self.can_wait:
+        if self.can_wait:
+            return
+        if not self._farewell:
             raise KeyboardInterrupt
+        # An exception would come up anywhere in the imports, and some of them make an ImportError of it.
+        with contextlib.suppress(OSError):
+            os.write(sys.stdout.fileno(), f"{self._farewell}\n".encode())
+        os._exit(0)
 
     def __call__(self) -> bool:
         return self.requested
@@ -118,6 +142,8 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")  # names of files are bytes
+    if _IMPORTING:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_worth_showing)
 

@@ -7,7 +7,21 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mnist_flax import checkpoint, cli, data, devices, evaluate, hosts, metrics, model, progress, report, run, train
+from mnist_flax import (
+    checkpoint,
+    cli,
+    data,
+    devices,
+    durable,
+    evaluate,
+    hosts,
+    metrics,
+    model,
+    progress,
+    report,
+    run,
+    train,
+)
 from mnist_flax.loop import Result
 
 
@@ -66,7 +80,7 @@ def conclude(config: ConfigDict, splits: data.Splits, result: Result, directory:
         "device": f"{device['count']} x {device['kind']}",
     }
     run.write_json(directory / "evaluation_test.json", {"dataset": config.dataset, "split": "test"} | test)
-    report.write(
+    page = report.write(
         directory,
         summary=summary,
         images=splits.test.images,
@@ -75,6 +89,8 @@ def conclude(config: ConfigDict, splits: data.Splits, result: Result, directory:
         kernel=model.first_kernel(state.variables()),
         class_names=names,
     )
+    durable.sync(page)  # the summary's presence says that all else is there
+    durable.sync_tree(directory / run.FIGURES)
     summary["total_seconds"] = result.earlier_seconds + time.perf_counter() - cli.STARTED
     run.write_json(directory / "summary.json", summary)
     progress.print_summary(summary)

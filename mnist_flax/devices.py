@@ -3,11 +3,14 @@
 import hashlib
 import os
 import platform
+import re
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
@@ -74,6 +77,25 @@ def keep_compiled_programs() -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         processor = hashlib.sha256((_cpu_name() + _cpu_field("flags")).encode()).hexdigest()[:12]
         jax.config.update("jax_compilation_cache_dir", str(cache / "mnist_flax" / processor))
+    _mend_cache(Path(jax.config.values["jax_compilation_cache_dir"]))
+
+
+def _mend_cache(directory: Path) -> None:
+    """Removes a program that cannot be read: a process died, or the disk was full, while it was written.
+
+    JAX only warns of it, compiles anew, and does not write over it, in this run and in all later ones.
+    """
+    shown = warnings.showwarning
+
+    def show(message, category, filename, lineno, file=None, line=None) -> None:
+        found = re.match(r"Error reading persistent compilation cache entry for '([^']+)'", str(message))
+        if not found:
+            return shown(message, category, filename, lineno, file, line)
+        for entry in directory.glob(f"{found[1]}-*"):
+            entry.unlink(missing_ok=True)
+        logging.info("a compiled program in %s was damaged: it is compiled anew", directory)
+
+    warnings.showwarning = show
 
 
 @cache

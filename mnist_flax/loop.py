@@ -68,8 +68,10 @@ def fit(
     if step:
         progress.console.print(f"resuming after step {step:,} of {total_steps:,}")
     earlier_seconds = extra["train_seconds"]
-    if step == total_steps or _early_stop(config, extra["records"]):  # ended after its last epoch, without a summary
-        return Result(state, extra["records"], True, parameters, 0.0, earlier_seconds, earlier_seconds)
+    metrics = run.Metrics(directory if hosts.is_first() else None, extra["metrics"])
+    if step == total_steps or _early_stop(config, metrics.records):  # ended after its last epoch, without a summary
+        metrics.close()
+        return Result(state, metrics.records, True, parameters, 0.0, earlier_seconds, earlier_seconds)
 
     hyper = train.hyperparameters(config)
     train_steps = train.make_train_steps(config, num_classes, steps_per_epoch, mesh)
@@ -100,7 +102,7 @@ def fit(
     previous: dict[str, Any] | None = None  # metrics of the call before
     ended = stopping = False
     with progress.bar(total_steps, step) as bar:
-        log = _Log(config, directory, checkpoints, extra, steps_per_epoch, step, bar)
+        log = _Log(config, metrics, checkpoints, earlier_seconds, steps_per_epoch, step, bar)
         while step < total_steps and not stopping:
             state, last = train_steps(state, hyper, config.seed, *block)
             step += block[4] - block[3]
@@ -142,7 +144,7 @@ def _start(
     init = jax.jit(
         lambda seed: train.init_state(config, num_classes, seed), out_shardings=NamedSharding(mesh, devices.EVERYWHERE)
     )
-    return init(config.seed), {"records": [], "train_seconds": 0.0}
+    return init(config.seed), {"metrics": "", "train_seconds": 0.0}
 
 
 class _Log:
@@ -151,22 +153,24 @@ class _Log:
     def __init__(
         self,
         config: ConfigDict,
-        directory: Path,
+        metrics: run.Metrics,
         checkpoints: checkpoint.Checkpoints,
-        extra: dict,
+        earlier_seconds: float,
         steps_per_epoch: int,
         step: int,
         bar: progress.Bar,
     ):
-        self._config, self._checkpoints, self._bar = config, checkpoints, bar
+        self._config, self._metrics, self._checkpoints, self._bar = config, metrics, checkpoints, bar
         self._steps_per_epoch = steps_per_epoch
         hyper = train.hyperparameters(config)
         self._schedule = make_schedule(config.optimizer.schedule, hyper, steps_per_epoch, config.num_epochs)
-        self.records = extra["records"]
-        self._metrics = run.Metrics(directory, self.records) if hosts.is_first() else None
         now = time.perf_counter()
-        self._started = now - extra["train_seconds"]
+        self._started = now - earlier_seconds
         self._shown = self._finished = (now, step)
+
+    @property
+    def records(self) -> list[dict]:
+        return self._metrics.records
 
     def seconds(self) -> float:
         """Time spent in training, over all processes of the run."""
@@ -190,7 +194,7 @@ class _Log:
         self._shown = self._finished = (time.perf_counter(), step)
         place = {"step": step, "epoch": number}
         learning_rate = float(self._schedule(step - 1))
-        self._record(place, "train", loss, accuracy, learning_rate, rate)
+        records = [self._record(place, "train", loss, accuracy, learning_rate, rate)]
         self._bar.update(step, number, loss, accuracy, rate)
         line = f"epoch {number:3d}/{self._config.num_epochs}  train loss {loss:.4f}  accuracy {accuracy:.2%}"
         validation_accuracy = None
@@ -198,28 +202,25 @@ class _Log:
             loss, validation_accuracy = (float(epoch.validation[key]) for key in ("loss", "accuracy"))
             if not math.isfinite(loss):
                 raise _diverged(f"the validation loss became {loss}", step)
-            self._record(place, "validation", loss, validation_accuracy, learning_rate, None)
+            records.append(self._record(place, "validation", loss, validation_accuracy, learning_rate, None))
             line += f"  validation loss {loss:.4f}  accuracy {validation_accuracy:.2%}"
+        self._metrics.append(*records)
         self._bar.line(f"{line}  {rate:,.0f} images/s  {self.seconds():.0f} s")
         self.save(epoch.state, step, validation_accuracy)
 
     def save(self, state: train.TrainState, step: int, accuracy: float | None) -> None:
-        extra = {"records": list(self.records), "train_seconds": self.seconds()}
+        extra = {"metrics": self._metrics.text, "train_seconds": self.seconds()}
         self._checkpoints.save(step, state, extra, accuracy)
 
     def close(self) -> None:
         self._checkpoints.close()
-        if self._metrics:
-            self._metrics.close()
+        self._metrics.close()
 
     def _record(
         self, place: dict, split: str, loss: float, accuracy: float, learning_rate: float, rate: float | None
-    ) -> None:
+    ) -> dict:
         scores = {"loss": loss, "accuracy": accuracy, "learning_rate": learning_rate}
-        record = {**place, "split": split, **scores, "images_per_second": rate, "seconds": self.seconds()}
-        self.records.append(record)
-        if self._metrics:
-            self._metrics.append(record)
+        return {**place, "split": split, **scores, "images_per_second": rate, "seconds": self.seconds()}
 
     @staticmethod
     def _steps_per_second(since: tuple[float, int], step: int) -> float:

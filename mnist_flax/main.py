@@ -26,38 +26,37 @@ def main(argv: list[str]) -> int:
     if not _WORKDIR.value:
         again += f" --workdir={shlex.quote(str(directory))}"
 
-    is_first = True
-    try:
-        with hosts.job(_WORKDIR.value) as is_first:
+    farewell = f"stopped; this command goes on from here:\n{again}"
+    with hosts.job(_WORKDIR.value) as is_first:
+        if is_first:
+            print(directory, flush=True)
+        run.check_directory(directory, config)
+        if finished := run.read_summary(directory):
+            progress.print_summary(finished)
+            return 0
+
+        stop = cli.Stop(farewell)
+        from mnist_flax import conclude, data, devices, loop
+
+        splits = data.load(config)
+        devices.keep_compiled_programs()
+        mesh = devices.make_mesh()
+        devices.check_batch(config, mesh)
+        with run.claim(directory) if is_first else contextlib.nullcontext():
             if is_first:
-                print(directory, flush=True)
-            run.check_directory(directory, config)
-            finished = run.read_summary(directory)
-            if finished:
-                progress.print_summary(finished)
-                return 0
-
-            stop = cli.Stop()
-            from mnist_flax import conclude, data, devices, loop
-
-            splits = data.load(config)
-            devices.keep_compiled_programs()
-            mesh = devices.make_mesh()
-            devices.check_batch(config, mesh)
-            with run.claim(directory) if is_first else contextlib.nullcontext():
-                if is_first:
-                    run.check_directory(directory, config)  # another process may have come first
-                    run.write_config(directory, config, devices.describe(mesh))
-                stop.can_wait = True
-                result = loop.fit(config, splits, len(data.CLASS_NAMES[config.dataset]), directory, mesh, stop)
-                if result.finished:
-                    if not _TRAIN_ONLY.value:
-                        conclude.conclude(config, splits, result, directory, mesh)
+                run.check_directory(directory, config)  # another process may have come first
+                if finished := run.read_summary(directory):
+                    progress.print_summary(finished)
                     return 0
-    except KeyboardInterrupt:
-        pass
+                run.write_config(directory, config, devices.describe(mesh))
+            stop.can_wait = True
+            result = loop.fit(config, splits, len(data.CLASS_NAMES[config.dataset]), directory, mesh, stop)
+            if result.finished:
+                if not _TRAIN_ONLY.value:
+                    conclude.conclude(config, splits, result, directory, mesh)
+                return 0
     if is_first:
-        print(f"stopped; this command goes on from here:\n{again}")
+        print(farewell)
     return 0
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
-from mnist_flax import idx
+from mnist_flax import durable, idx
 from mnist_flax.cli import UserError
 
 VERSIONS = {"mnist": "3.0.1", "fashion_mnist": "3.0.1", "kmnist": "3.0.1", "digits": "1.0.0"}
@@ -224,10 +224,10 @@ def _build(name: str, place: Place, archive_dir: Path | None) -> None:
             raise OSError(str(error)) from error
         prepared = Path(builder.data_dir)
         check_shards(prepared)
-        _sync(prepared)
+        durable.sync_tree(prepared)
         place.directory.parent.mkdir(parents=True, exist_ok=True)
         os.rename(prepared, place.directory)
-        _sync(place.directory.parent)
+        durable.sync(place.directory.parent)
     finally:
         with contextlib.suppress(OSError):  # the next process to prepare this dataset will remove it
             _remove(staging)
@@ -236,16 +236,6 @@ def _build(name: str, place: Place, archive_dir: Path | None) -> None:
 def _remove(directory: Path) -> None:
     if directory.exists():
         shutil.rmtree(directory)
-
-
-def _sync(directory: Path) -> None:
-    """Flushes a directory and its files, so that a power cut cannot keep the rename and lose the files."""
-    for path in [*(path for path in directory.iterdir() if path.is_file()), directory]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 class _Examples:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from numpy.typing import ArrayLike
 
-from mnist_flax import cli, figures, metrics, run
+from mnist_flax import cli, durable, figures, metrics, run
 from mnist_flax import config as config_lib
 
 CAPTIONS = {
@@ -78,7 +78,7 @@ def write(
             pictures[name] = path.read_bytes()
     path = directory / "report.html"
     text = page(directory.name, summary, scores, class_names, recorded, pictures)
-    run.write_whole(path, text.encode(errors="backslashreplace"))  # a directory's name may be any bytes
+    durable.write(path, text.encode(errors="backslashreplace"))  # a directory's name may be any bytes
     return path
 
 
@@ -90,7 +90,7 @@ def save_figures(directory: Path, drawn: Mapping[str, Any]) -> dict[str, bytes]:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         pictures[name] = buffer.getvalue()
-        run.write_whole(directory / "figures" / f"{name}.png", pictures[name])
+        durable.write(directory / "figures" / f"{name}.png", pictures[name])
     return pictures
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from mnist_flax import config as config_lib
+from mnist_flax import durable
 from mnist_flax.cli import UserError
 
 _PACKAGES = (
@@ -45,8 +47,8 @@ class Run(NamedTuple):
 
 def new_directory(config_name: str, root: Path = Path("runs")) -> Path:
     """A path `runs/<config name>/<UTC time>` that does not exist yet; it is not created."""
-    time = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
-    candidates = (root / config_name / f"{time}{suffix}" for suffix in ("", *(f".{i}" for i in range(2, 1000))))
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+    candidates = (root / config_name / f"{now}{suffix}" for suffix in ("", *(f".{i}" for i in range(2, 1000))))
     return next(path for path in candidates if not path.exists())
 
 
@@ -236,47 +238,67 @@ def load_run(directory: Path | str, which: str | None = None) -> Run:
 
 
 class Metrics:
-    """metrics.jsonl and the TensorBoard files of a run: one record an epoch and split, in order."""
+    """metrics.jsonl and the TensorBoard file of a run: one record an epoch and split, in order."""
 
-    def __init__(self, directory: Path, records: list[dict]):
-        """Starts from the records of a restored checkpoint; what was written after it goes."""
-        from tensorboardX import SummaryWriter
+    def __init__(self, directory: Path | None, text: str):
+        """Starts from the lines that a restored checkpoint holds: both files are written anew, and hold no others.
 
+        Without a directory nothing is written: another process of the job does that.
+        """
+        from tensorboardX import event_file_writer
+        from tensorboardX.proto import event_pb2
+
+        self.text = text  # of metrics.jsonl; put together only once, since a checkpoint takes all of it every epoch
+        self.records: list[dict] = [json.loads(line) for line in text.splitlines()]
+        self._tensorboard: Any = None
+        if directory is None:
+            return
         self._path = directory / "metrics.jsonl"
-        write_whole(self._path, "".join(_json_line(record) for record in records).encode())
-        first_new_step = records[-1]["step"] + 1 if records else 0
-        self._tensorboard = SummaryWriter(str(directory / TENSORBOARD), purge_step=first_new_step)
+        durable.write(self._path, text.encode())
+        events = directory / TENSORBOARD
+        events.mkdir(exist_ok=True)
+        for earlier in events.glob("events.out.tfevents.*"):
+            earlier.unlink()
+        self._began = time.time() - (self.records[-1]["seconds"] if self.records else 0)
+        # Written by this thread: the thread of a SummaryWriter keeps lines back for minutes, and dies of a full disk.
+        self._tensorboard = event_file_writer.EventsWriter(str(events / "events"), f".{os.getpid()}")
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # what TensorBoard showed before it forgets
+        self._tensorboard.write_event(event_pb2.Event(wall_time=self._began, step=0, session_log=start))
+        self._add_to_tensorboard(self.records)
 
-    def append(self, record: dict) -> None:
+    def append(self, *records: dict) -> None:
+        """Adds the records of an epoch; they are on the disk when this returns."""
+        lines = "".join(f"{json.dumps(record)}\n" for record in records)
+        self.records += records
+        self.text += lines
+        if self._tensorboard is None:
+            return
         with self._path.open("a") as file:
-            file.write(_json_line(record))
-        for name, value in record.items():
-            if name not in ("step", "epoch", "split") and value is not None:
-                self._tensorboard.add_scalar(f"{record['split']}/{name}", value, record["step"])
-        self._tensorboard.flush()
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        self._add_to_tensorboard(records)
 
     def close(self) -> None:
-        self._tensorboard.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
+    def _add_to_tensorboard(self, records: Sequence[dict]) -> None:
+        from tensorboardX import summary
+        from tensorboardX.proto.event_pb2 import Event
 
-def _json_line(record: dict) -> str:
-    return json.dumps(record) + "\n"
+        for record in records:
+            for name, value in record.items():
+                if name not in ("step", "epoch", "split") and value is not None:
+                    scalar = summary.scalar(f"{record['split']}/{name}", value)
+                    wall_time = self._began + record["seconds"]
+                    self._tensorboard.write_event(Event(wall_time=wall_time, step=record["step"], summary=scalar))
+        self._tensorboard.flush()
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whole or not at all."""
-    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, and never through a link that came with the directory."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    with temporary.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())  # else the rename may survive a power cut and the content not
-    os.replace(temporary, path)
+    durable.write(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:

@@ -2,6 +2,7 @@ import contextlib
 import random
 import shutil
 import subprocess
+import time
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +99,18 @@ def test_what_a_killed_save_left_behind_is_no_checkpoint(tmp_path):
     checkpoints.save(3, state(3), {}, 0.3)
     checkpoints.close()
     assert steps(tmp_path) == [2, 3] and not list(tmp_path.glob("*tmp*"))
+
+
+def test_a_clock_that_jumps_while_it_is_saved_fails_no_checkpoint(tmp_path, monkeypatch):
+    clock = time.time
+    checkpoints = checkpoint.Checkpoints(tmp_path, 2)
+    for step, jump in enumerate((86_400, -86_400, 90 * 86_400), 1):
+        checkpoints.save(step, state(step), {}, None)
+        monkeypatch.setattr(time, "time", lambda jump=jump: clock() + jump)  # as after a suspension
+        checkpoints.wait()
+        monkeypatch.setattr(time, "time", clock)
+    checkpoints.close()
+    assert equal(checkpoint.load(tmp_path, "last", ABSTRACT)[0], state(3))
 
 
 def test_full_disk_is_reported_in_one_line_and_leaves_what_was_saved(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,6 +151,17 @@ def test_damaged_latest_checkpoint_falls_back_with_a_warning(small, undisturbed,
     again = command("mnist_flax.main", *small, f"--workdir={workdir}")
     assert f"Checkpoint {latest.name} is damaged" in again.stderr
     assert final_state(workdir) == final_state(undisturbed[0])
+
+
+def test_ended_before_its_summary_and_its_metrics_cut_it_is_made_whole(small, undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed[0], workdir)
+    (workdir / "summary.json").unlink()
+    metrics = (workdir / "metrics.jsonl").read_bytes()
+    (workdir / "metrics.jsonl").write_bytes(metrics[: len(metrics) * 2 // 3])
+    command("mnist_flax.main", *small, f"--workdir={workdir}")
+    assert (workdir / "metrics.jsonl").read_bytes() == metrics
+    assert (workdir / "summary.json").exists()
 
 
 @pytest.mark.parametrize(

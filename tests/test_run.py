@@ -5,6 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from experiments.sabotage import events_file, read_events
 from mnist_flax import config as config_lib
 from mnist_flax import run
 from mnist_flax.cli import UserError
@@ -49,17 +50,31 @@ def test_foreign_directories_are_refused(tmp_path):
 
 
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
-    record = {"step": 1, "epoch": 1, "split": "train", "loss": 0.5}
-    metrics = run.Metrics(tmp_path, [])
+    record = {"step": 1, "epoch": 1, "split": "train", "loss": 0.5, "seconds": 1.5}
+    metrics = run.Metrics(tmp_path, "")
     metrics.append(record)
     metrics.append({**record, "step": 2, "epoch": 2})
     metrics.close()
     (tmp_path / "metrics.jsonl").open("a").write('{"step": 3, "ep')  # cut in the middle of a line
-    metrics = run.Metrics(tmp_path, [record])
+    metrics = run.Metrics(tmp_path, json.dumps(record) + "\n")
     metrics.append({**record, "step": 2, "epoch": 2})
     metrics.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
+
+
+def test_each_epoch_is_in_tensorboard_once_and_at_once(tmp_path):
+    def curve():
+        return read_events(events_file(tmp_path))[0]["train/loss"]
+
+    record = {"step": 1, "epoch": 1, "split": "train", "loss": 0.5, "seconds": 1.5}
+    metrics = run.Metrics(tmp_path, "")
+    for step in range(1, 40):
+        metrics.append({**record, "step": step})
+        assert [at for at, _ in curve()] == list(range(1, step + 1))  # while it is being written
+    resumed = run.Metrics(tmp_path, "".join((tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)[:19]))
+    resumed.append({**record, "step": 20, "loss": 0.25})
+    assert curve() == [*((step, 0.5) for step in range(1, 20)), (20, 0.25)]
 
 
 json_values = st.recursive(

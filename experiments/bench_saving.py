@@ -1,0 +1,103 @@
+"""What saving costs, and what of it is the disk's: checkpoints, metrics and a summary, with and without `fsync`.
+
+    python -m experiments.bench_saving [--config=configs/default.py] [--rounds=20] [--directory=DIR]
+
+Saves the state of a recipe's network as training does, in turns with and without waiting for the disk, and prints
+medians in milliseconds: how long training's own thread is kept, how long until all is saved, and CPU time.
+`--directory` chooses the disk. The records in a checkpoint are those of the epochs before it, one for each split.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import jax
+from absl import flags
+from rich.table import Table
+
+from mnist_flax import checkpoint, cli, data, progress, run, train
+from mnist_flax import config as config_lib
+
+_CONFIG, _ARGUMENTS = config_lib.define_flag()
+_ROUNDS = flags.DEFINE_integer("rounds", 20, "saves of each kind", lower_bound=1)
+_DIRECTORY = flags.DEFINE_string(
+    "directory", None, "where to write; a directory of the system's temporary ones if not given"
+)
+_RECORD = {
+    **{"step": 429, "epoch": 1, "split": "train", "loss": 0.2524853587150574, "accuracy": 0.9202943444252014},
+    **{"learning_rate": 0.002, "images_per_second": 4096.123456789, "seconds": 13.123456789},
+}
+
+
+def measure(action: Callable[[], Callable[[], None]]) -> tuple[float, float, float]:
+    """Milliseconds until `action` returns, until what it returned has been called and returned, and of CPU time."""
+    used, began = _cpu_seconds(), time.perf_counter()
+    wait = action()
+    returned = time.perf_counter()
+    wait()
+    return 1e3 * (returned - began), 1e3 * (time.perf_counter() - began), 1e3 * (_cpu_seconds() - used)
+
+
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise cli.UserError(f"{argv[1]!r} is no flag: see --help")
+    config = _CONFIG.value
+    config_lib.check(config)
+    state = jax.jit(lambda: train.init_state(config, len(data.CLASS_NAMES[config.dataset]), 0))()
+    jax.block_until_ready(state)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
+    with tempfile.TemporaryDirectory(dir=_DIRECTORY.value) as name:
+        directory = Path(name)
+        checkpoints = checkpoint.Checkpoints(directory / run.CHECKPOINTS, config.checkpoint.keep)
+        metrics = run.Metrics(directory, "")
+        steps = iter(range(1, 1_000_000))
+
+        def save(records: int) -> Callable[[], None]:
+            extra = {"metrics": f"{json.dumps(_RECORD)}\n" * records, "train_seconds": 1.0}
+            checkpoints.save(next(steps), state, extra, 0.5)
+            return checkpoints.wait
+
+        def append() -> Callable[[], None]:
+            metrics.append(_RECORD, {**_RECORD, "split": "validation"})
+            return lambda: None
+
+        def summarise() -> Callable[[], None]:
+            run.write_json(directory / "summary.json", _RECORD)
+            return lambda: None
+
+        actions: dict[str, Callable[[], Callable[[], None]]] = {
+            f"checkpoint, {size:.1f} MB": lambda: save(2),
+            f"checkpoint, {size:.1f} MB, 1,000 records": lambda: save(1_000),
+            "an epoch's metrics": append,
+            "summary.json": summarise,
+        }
+        table = Table("what is saved", "fsync", "training waits, ms", "until saved, ms", "CPU, ms")
+        for title, action in actions.items():
+            taken: dict[str, list[tuple[float, float, float]]] = {"yes": [], "no": []}
+            for _ in range(_ROUNDS.value + 1):
+                for kind, times in taken.items():
+                    off = mock.patch.object(os, "fsync", lambda descriptor: None)
+                    with contextlib.nullcontext() if kind == "yes" else off:
+                        times.append(measure(action))
+            for kind, times in taken.items():  # the first of each is a warm-up
+                medians = (statistics.median(column) for column in zip(*times[1:], strict=True))
+                table.add_row(title, kind, *(f"{median:.1f}" for median in medians))
+        checkpoints.close()
+        metrics.close()
+    progress.console.print(table)
+
+
+if __name__ == "__main__":
+    cli.run(main, _ARGUMENTS)
