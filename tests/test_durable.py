@@ -31,7 +31,7 @@ def calls(monkeypatch):
 
 
 def test_a_file_is_on_the_disk_before_its_name_and_its_name_before_it_is_done(calls, tmp_path):
-    durable.write_text(tmp_path / "summary.json", "{}")
+    durable.write(tmp_path / "summary.json", b"{}")
     assert (tmp_path / "summary.json").read_text() == "{}"
     path = tmp_path / "summary.json"
     assert calls == [("sync", path.with_name("summary.json.tmp")), ("replace", path), ("sync", tmp_path)]
@@ -39,10 +39,10 @@ def test_a_file_is_on_the_disk_before_its_name_and_its_name_before_it_is_done(ca
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "summary.json"
-    durable.write_text(path, "old")
+    durable.write(path, b"old")
     monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError("no space")))
     with pytest.raises(OSError, match="no space"):
-        durable.write_text(path, "new")
+        durable.write(path, b"new")
     assert path.read_text() == "old"
 
 
