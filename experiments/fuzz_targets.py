@@ -129,9 +129,16 @@ def feed_file(name: str, read: Callable[[Path], object], directory: Path) -> Fee
     return feed
 
 
+def read_run(directory: Path) -> None:
+    run.read_config(directory)
+    run.read_members(directory)
+
+
 def config_seeds() -> list[bytes]:
     config = config_lib.default_config().to_dict()
-    return [json.dumps({"config": config, "versions": {}, "device": {"count": 1}, "git_revision": None}).encode()]
+    recorded = {"config": config, "versions": {}, "device": {"count": 1}, "git_revision": None}
+    member = {"path": "runs/a", "seed": 0, "test_accuracy": 0.9, "config": config}
+    return [json.dumps(recorded).encode(), json.dumps(recorded | {"members": [member, member]}).encode()]
 
 
 # The other files of a run directory
@@ -340,7 +347,7 @@ TARGETS = {
     "idx": Target(feed_idx, idx_seeds),
     "dataset": Target(feed_dataset, dataset_seeds, True),
     "flags": Target(feed_flags, flags_seeds),
-    "config": Target(partial(feed_file, "config.json", run.read_config), config_seeds, True),
+    "config": Target(partial(feed_file, "config.json", read_run), config_seeds, True),
     "summary": Target(partial(feed_file, "summary.json", show_summary), lambda: [json.dumps(SUMMARY).encode()], True),
     "metrics": Target(
         partial(feed_file, "metrics.jsonl", lambda directory: report.read_records(directory / "metrics.jsonl")),

@@ -32,6 +32,7 @@ _PACKAGES = (
 )
 CHECKPOINTS, FIGURES, TENSORBOARD = "checkpoints", "figures", "tb"
 MOST_JSON = 2**26  # bytes of a file that is read whole: far more than a run writes
+MOST_MEMBERS = 1_000  # of an ensemble
 
 
 class Run(NamedTuple):
@@ -163,11 +164,13 @@ def read_members(directory: Path) -> list[dict[str, Any]]:
     members = read_recorded(directory).get("members", [])
     kinds = {"path": str, "seed": int, "test_accuracy": float}
     try:
+        if len(members) > MOST_MEMBERS:
+            raise ValueError(f"more than {MOST_MEMBERS} members")
         return [
             {name: kind(member[name]) for name, kind in kinds.items()} | {"config": _config(directory, member)}
             for member in members
         ]
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{directory / 'config.json'} was damaged: make the ensemble anew elsewhere") from error
 
 

@@ -152,6 +152,18 @@ def test_a_recorded_config_that_could_not_be_run_is_refused(tmp_path, key, value
 
 
 @pytest.mark.parametrize(
+    "members",
+    [3, [3], [[]], [{}], [{"path": "a", "seed": 1e999, "test_accuracy": 0.5}], [{"seed": 10**400}], [None] * 1_001],
+    ids=lambda members: str(members)[:40],
+)
+def test_an_ensemble_of_what_are_no_members_is_refused(tmp_path, members):
+    recorded = json.loads(fuzz_targets.config_seeds()[0]) | {"members": members}
+    (tmp_path / "config.json").write_text(json.dumps(recorded))
+    with pytest.raises(UserError, match=r"config\.json"):
+        run.read_members(tmp_path)
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"test_accuracy": float("nan")},
