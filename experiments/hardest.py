@@ -79,7 +79,7 @@ def find(
     for i in hard[np.argsort(-wrong[hard], kind="stable")]:
         counts = np.bincount(predictions[:, i])
         votes = {int(k): int(counts[k]) for k in np.argsort(-counts, kind="stable") if counts[k]}
-        digest = hashlib.sha256(np.ascontiguousarray(images[i])).hexdigest()[:16]
+        digest = hashlib.sha256(images[i].tobytes()).hexdigest()[:16]
         found.append(Hard(int(i), int(labels[i]), votes, LABEL_ERRORS.get(digest), images[i]))
     return found
 
@@ -153,10 +153,16 @@ def main(argv: list[str]) -> None:
     shown = hard[: _MOST.value]
 
     figure_hardest(shown, len(hard), len(predictions), trained.class_names).savefig(figure, format="png")
-    fields = [item._replace(label_error=item.label_error and item.label_error._asdict())._asdict() for item in hard]
-    for item in fields:
-        del item["image"]
-    run.write_json(figure.with_suffix(".json"), {"runs": argv[1:], "dataset": configs[0].dataset, "hardest": fields})
+    written = [
+        {
+            "number": item.number,
+            "label": item.label,
+            "votes": item.votes,
+            "label_error": item.label_error and item.label_error._asdict(),
+        }
+        for item in hard
+    ]
+    run.write_json(figure.with_suffix(".json"), {"runs": argv[1:], "dataset": configs[0].dataset, "hardest": written})
     table = Table("number", "label", "read as", "people", title="Read wrong by most runs", title_justify="left")
     for item in shown:
         read = ", ".join(f"{trained.class_names[k]} x{count}" for k, count in item.votes.items())

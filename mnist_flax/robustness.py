@@ -161,10 +161,8 @@ def print_results(results: Mapping[str, Any]) -> None:
         f"{results['corrupted_accuracy_all_severities']:.2%} over all severities"
     )
     for name, row in results["affine"].items():
-        cells = ", ".join(
-            f"{value:g}: {share:.1%}" for value, share in zip(row["values"], row["accuracy"], strict=True)
-        )
-        console.print(f"{name.replace('_', ' ')}  {cells}")
+        shares = (f"{value:g}: {share:.1%}" for value, share in zip(row["values"], row["accuracy"], strict=True))
+        console.print(f"{name.replace('_', ' ')}  {', '.join(shares)}")
     for name, row in results["calibration"].items():
         errors = (f"{part['expected_calibration_error']:.4f} {when}" for when, part in row.items())
         area = results["risk_coverage"][name]
