@@ -58,8 +58,8 @@ class Stop:
             return
         if not self._farewell:
             raise KeyboardInterrupt
-        # An exception would come up anywhere in the imports, and some of them make an ImportError of it. Standard output
-        # may be redirected just now, while data are prepared.
+        # An exception would come up anywhere in the imports, and some of them make an ImportError of it.
+        # `sys.stdout` may be another just now, while data are prepared.
         if sys.__stdout__:
             with contextlib.suppress(OSError):
                 os.write(sys.__stdout__.fileno(), f"{self._farewell}\n".encode())
