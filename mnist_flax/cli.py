@@ -61,8 +61,10 @@ class Stop:
         if not self._farewell:
             raise KeyboardInterrupt
         # An exception would come up anywhere in the imports, and some of them make an ImportError of it.
-        with contextlib.suppress(OSError):
-            os.write(sys.stdout.fileno(), f"{self._farewell}\n".encode())
+        # `sys.stdout` may be another just now, while data are prepared.
+        if sys.__stdout__:
+            with contextlib.suppress(OSError):
+                os.write(sys.__stdout__.fileno(), f"{self._farewell}\n".encode())
         os._exit(0)
 
     def __call__(self) -> bool:
