@@ -1,0 +1,84 @@
+import json
+import signal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special
+
+from experiments.record import results
+from tests.commands import command, finish, start, wait_for
+
+SMALL = [
+    "--config.dataset=digits",
+    "--config.num_epochs=2",
+    "--config.optimizer.warmup_epochs=0.5",
+    "--config.model.channels=(4,)",
+    "--config.model.kernel_sizes=(3,)",
+    "--config.model.strides=(1,)",
+    "--config.model.pool_sizes=(2,)",
+]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_mcnemar_is_the_exact_binomial_test(pairs):
+    first, second = np.array(pairs).T
+    found = results.mcnemar(first, second)
+    b, c = (sum(x and not y for x, y in each) for each in (pairs, [(y, x) for x, y in pairs]))
+    assert (found["only_first"], found["only_second"]) == (b, c)
+    tail = sum(special.comb(b + c, k, exact=True) for k in range(min(b, c) + 1)) / 2 ** (b + c)
+    assert found["p_value"] == pytest.approx(min(1.0, 2 * tail))
+
+
+def test_scores_are_paired_by_seed_and_ensembles_share_no_run():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 10, 50)
+    logits = random.normal(size=(2, 4, 50, 10)) + 2 * np.eye(10)[labels]
+    found = results.score(*logits, labels, 2)
+    right = logits.argmax(-1) == labels
+    np.testing.assert_allclose(found["difference"]["values"], right.mean(-1)[0] - right.mean(-1)[1])
+    assert [test["only_first"] for test in found["tests"]] == (right[0] & ~right[1]).sum(1).tolist()
+    probabilities = special.softmax(logits, axis=-1)
+    want = [(probabilities[0, i : i + 2].mean(0).argmax(-1) == labels).mean() for i in (0, 2)]
+    np.testing.assert_allclose(found["ensemble_accuracy"]["values"], want)
+
+
+def test_the_test_set_is_scored_only_when_all_have_trained(tmp_path, digits_data_dir):
+    recipes = ("--recipe=configs/digits.py", "--reference=configs/tiny.py", "--seeds=2", "--ensemble=2")
+    arguments = (*recipes, f"--workdir={tmp_path}", "--", f"--config.data_dir={digits_data_dir}", *SMALL)
+    process = start("experiments.record", *arguments)
+    wait_for(lambda: (tmp_path / "digits" / "1" / "metrics.jsonl").exists(), process, 200)
+    process.send_signal(signal.SIGTERM)
+    assert "goes on from here" in finish(process).stdout
+    assert (tmp_path / "digits" / "0" / "checkpoints").exists()  # trained
+    assert not list(tmp_path.glob("**/evaluation_test.json"))
+
+    out = command("experiments.record", *arguments).stdout
+    assert "score: 4 of 4 runs" in out
+    found = json.loads((tmp_path / "results.json").read_text())
+    for key, recipe in (("accuracy", "digits"), ("reference_accuracy", "tiny")):
+        summaries = [json.loads((tmp_path / recipe / f"{seed}/summary.json").read_text()) for seed in range(2)]
+        assert found[key]["values"] == pytest.approx([each["test_accuracy"] for each in summaries])
+    assert json.loads((tmp_path / "ensemble_2" / "summary.json").read_text())["members"] == 2
+    assert "| 1 |" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--ensemble=9"], "--seeds=9"),
+        (["--recipe=configs/no.py"], "is no config file"),
+        (["--seeds=1"], "seeds"),
+    ],
+)
+def test_mistakes(arguments, hint):
+    process = start("experiments.record", *arguments)
+    assert hint in finish(process, 2).stderr
+
+
+def test_a_run_that_fails_is_named(tmp_path):
+    process = start("experiments.record", f"--workdir={tmp_path}", "--", "--config.batch_size=0")
+    assert "record 0 ended with status 2" in finish(process, 1).stderr
+    assert "out of range" in (tmp_path / "record" / "0.log").read_text()
