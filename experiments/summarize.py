@@ -42,9 +42,9 @@ def main(argv: list[str]) -> None:
     headings = (name.removesuffix("_accuracy").replace("_seconds", " s") for name in FIELDS)
     table = Table("run", "seed", *headings, title=f"{datasets.pop()}, {summaries[0]['device']}", title_justify="left")
     for name, summary in zip(argv[1:], summaries, strict=True):
-        table.add_row(Path(name).name, str(summary["seed"]), *(_shown(field, summary[field]) for field in FIELDS))
+        table.add_row(Path(name).name, str(summary["seed"]), *(_shown(field, summary.get(field)) for field in FIELDS))
     table.add_section()
-    columns = [[summary[name] for summary in summaries if summary[name] is not None] for name in FIELDS]
+    columns = [[summary[name] for summary in summaries if summary.get(name) is not None] for name in FIELDS]
     figures = [mean_interval(column) if column else (None, None, None) for column in columns]
     for i, row in enumerate(("mean", "deviation", "95 % +-")):
         cells = (_shown(name, figure[i]) for name, figure in zip(FIELDS, figures, strict=True))
