@@ -2,7 +2,9 @@ import contextlib
 import random
 import shutil
 import subprocess
+import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +101,18 @@ def test_what_a_killed_save_left_behind_is_no_checkpoint(tmp_path):
     checkpoints.save(3, state(3), {}, 0.3)
     checkpoints.close()
     assert steps(tmp_path) == [2, 3] and not list(tmp_path.glob("*tmp*"))
+
+
+def test_what_comes_to_a_closed_event_loop_is_not_shown_and_all_else_is(monkeypatch):
+    """A failed save tells an event loop that is closed of each further array: one line is enough."""
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+    checkpoint._be_silent_of_closed_loops()
+    closed, full = RuntimeError("Event loop is closed"), OSError("no space")
+    cases = [SimpleNamespace(exc_value=error, object=thing) for error in (closed, full) for thing in (None, print)]
+    for case in cases:
+        sys.unraisablehook(case)
+    assert shown == cases[1:]
 
 
 def test_a_clock_that_jumps_while_it_is_saved_fails_no_checkpoint(tmp_path, monkeypatch):

@@ -1,9 +1,12 @@
+import fcntl
 import json
+import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -162,6 +165,25 @@ def test_ended_before_its_summary_and_its_metrics_cut_it_is_made_whole(small, un
     command("mnist_flax.main", *small, f"--workdir={workdir}")
     assert (workdir / "metrics.jsonl").read_bytes() == metrics
     assert (workdir / "summary.json").exists()
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_left_as_it_is(small, undisturbed, digits_data_dir, tmp_path):
+    data_dir, workdir = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(digits_data_dir, data_dir)
+    (data_dir / ".mnist_flax" / "digits.npz").unlink(missing_ok=True)
+    with (data_dir / ".mnist_flax" / "digits.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the process waits for its data
+        process = start("mnist_flax.main", *small, f"--config.data_dir={data_dir}", f"--workdir={workdir}")
+        wait_for(lambda: "digits.lock" in _open_files(process.pid), process)
+        shutil.copytree(undisturbed[0], workdir)
+        before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.name != ".lock"}
+    assert "test_accuracy" in finish(process, 0).stdout
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.name != ".lock"}
+
+
+def _open_files(pid: int) -> str:
+    links = Path(f"/proc/{pid}/fd").iterdir()
+    return " ".join(os.readlink(link) for link in links if link.is_symlink())
 
 
 @pytest.mark.parametrize(
