@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from mnist_flax import cli
+from mnist_flax import cli, named
 
 _SECONDS = flags.DEFINE_float("seconds", 8.0, "how long the server is asked.", lower_bound=0.1)
 _CLIENTS = flags.DEFINE_integer("clients", 32, "how many ask it at once.", lower_bound=1)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "where the dataset is, if it moved since the run.")
 
 
 def single_predictions(reader, images: np.ndarray, calls: int = 2_000) -> list[float]:
@@ -96,7 +95,7 @@ def main(argv: list[str]) -> None:
 
     from mnist_flax import devices, reading, recogniser
 
-    reader = recogniser.load_reader(argv[1], data_dir=_DATA_DIR.value)
+    reader = recogniser.load_reader(named.load(argv[1]))
     splits = recogniser.splits_at_hand(reader.run)
     if splits is None:
         raise cli.UserError(f"the dataset of {argv[1]} is not at hand: name its place with --data_dir=DIR")

@@ -6,17 +6,15 @@ answer at its place is right; `?` and digits that were not found count against i
 are, and nothing else was taken for a part of it.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from absl import flags
 from jaxtyping import Float
 
-from mnist_flax import cli
+from mnist_flax import cli, named
 
 _FORMS = flags.DEFINE_integer("forms", 20, "forms of each kind; every fourth is light on dark.", lower_bound=1)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "where the dataset is, if it moved since the run.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["validation", "test"], "whose digits are on the forms.")
 
 
@@ -87,15 +85,14 @@ def main(argv: list[str]) -> None:
         raise cli.UserError("name one run directory: python -m experiments.forms RUN")
     from rich.table import Table
 
-    from mnist_flax import data, metrics, progress, reading, recogniser, run
+    from mnist_flax import data, metrics, progress, reading, recogniser
     from tests import forms
 
     reading.require_packages()
-    config = run.read_config(Path(argv[1]))
-    if _DATA_DIR.value:
-        config.data_dir = _DATA_DIR.value
+    trained = named.load(argv[1])
+    config = trained.config
     split = getattr(data.load(config), _SPLIT.value)
-    reader = recogniser.load_reader(argv[1], data_dir=_DATA_DIR.value)
+    reader = recogniser.load_reader(trained)
 
     columns = ("forms", "paper", "digits", "read", "95 %", "?", "wrong", "missed", "extra", "numbers")
     table = Table(*columns, title=f"{config.dataset} {_SPLIT.value} digits on forms", title_justify="left")

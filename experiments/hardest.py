@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int, UInt8
 
-from mnist_flax import cli
+from mnist_flax import cli, named
 from mnist_flax.figures import BLUE, GREY, VERMILION, styled
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _FIGURE = flags.DEFINE_string("figure", "hardest.png", "PNG file to write; what it shows goes beside it as .json.")
 _MOST = flags.DEFINE_integer("most", 30, "how many images at most.", lower_bound=1)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "where the dataset is, if it moved since the runs.")
 
 
 class LabelError(NamedTuple):
@@ -139,20 +138,15 @@ def main(argv: list[str]) -> None:
     if figure.suffix != ".png" or not figure.parent.is_dir():
         raise cli.UserError(f"--figure={figure} must be a .png file in a directory that exists")
     devices.keep_compiled_programs()
-    configs = [run.read_config(Path(directory)) for directory in argv[1:]]
-    if len(datasets := {config.dataset for config in configs}) > 1:
+    runs = [named.load(directory) for directory in argv[1:]]
+    if len(datasets := {trained.config.dataset for trained in runs}) > 1:
         raise cli.UserError(f"these runs are of different datasets ({', '.join(sorted(datasets))}): name runs of one")
-    if _DATA_DIR.value:
-        configs[0].data_dir = _DATA_DIR.value
-    test = data.load(configs[0]).test
-    predictions = []
-    for directory in argv[1:]:
-        trained = run.load_run(directory)
-        predictions.append(recogniser.make_logits(trained)(test.images).argmax(axis=1))
+    test = data.load(runs[0].config).test
+    predictions = [recogniser.make_logits(trained)(test.images).argmax(axis=1) for trained in runs]
     hard = find(test.images, test.labels, np.array(predictions))
     shown = hard[: _MOST.value]
 
-    figure_hardest(shown, len(hard), len(predictions), trained.class_names).savefig(figure, format="png")
+    figure_hardest(shown, len(hard), len(predictions), runs[0].class_names).savefig(figure, format="png")
     written = [
         {
             "number": item.number,
@@ -162,11 +156,13 @@ def main(argv: list[str]) -> None:
         }
         for item in hard
     ]
-    run.write_json(figure.with_suffix(".json"), {"runs": argv[1:], "dataset": configs[0].dataset, "hardest": written})
+    run.write_json(
+        figure.with_suffix(".json"), {"runs": argv[1:], "dataset": runs[0].config.dataset, "hardest": written}
+    )
     table = Table("number", "label", "read as", "people", title="Read wrong by most runs", title_justify="left")
     for item in shown:
-        read = ", ".join(f"{trained.class_names[k]} x{count}" for k, count in item.votes.items())
-        table.add_row(f"{item.number}", trained.class_names[item.label], read, people(item))
+        read = ", ".join(f"{runs[0].class_names[k]} x{count}" for k, count in item.votes.items())
+        table.add_row(f"{item.number}", runs[0].class_names[item.label], read, people(item))
     progress.console.print(table)
     known = sum(item.label_error is not None for item in hard)
     print(

@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 from rich.table import Table
 
-from experiments import sabotage
+from experiments.faults import sabotage
 from mnist_flax import cli, progress, run
 
 _EPOCHS = flags.DEFINE_integer("epochs", 500, "epochs to train", lower_bound=20)

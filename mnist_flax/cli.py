@@ -23,7 +23,7 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _main = getattr(sys.modules.get("__main__"), "__spec__", None)
 _IMPORTING = (
     _main is not None
-    and _main.parent in ("mnist_flax", "experiments")
+    and _main.parent.partition(".")[0] in ("mnist_flax", "experiments")
     and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 )
 if _IMPORTING:

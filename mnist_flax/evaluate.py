@@ -7,19 +7,12 @@ from absl import flags
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from mnist_flax import cli
+from mnist_flax import cli, named
 
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "split to score.")
-_CHECKPOINT = flags.DEFINE_enum(
-    "checkpoint",
-    None,
-    ["last", "best"],
-    "which checkpoint; by default the one that the run's config selects.",
-)
 _CORRUPTIONS = flags.DEFINE_bool(
     "corruptions", False, "instead, how well the split is read corrupted, turned, scaled and shifted, and how surely."
 )
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "where the dataset is, if it moved since the run.")
 
 
 def split_logits(
@@ -49,10 +42,8 @@ def main(argv: list[str]) -> None:
         from mnist_flax import reading
 
         reading.require_packages()
-    trained = run.load_run(argv[1], _CHECKPOINT.value)
+    trained = named.load(argv[1])
     config = trained.config
-    if _DATA_DIR.value:
-        config.data_dir = _DATA_DIR.value
     split = getattr(data.load(config), _SPLIT.value)
     if not len(split.labels):
         raise cli.UserError(f"the run has no {_SPLIT.value} examples: choose another --split")

@@ -9,15 +9,11 @@ from pathlib import Path
 from absl import flags
 from rich.table import Table
 
-from mnist_flax import cli, formats
+from mnist_flax import cli, formats, named
 from mnist_flax.progress import console
 
 _FORMAT = flags.DEFINE_enum("format", None, list(formats.FORMATS), "what to write.")
 _OUTPUT = flags.DEFINE_string("output", None, "directory to write to; RUN/export if not given.")
-_CHECKPOINT = flags.DEFINE_enum(
-    "checkpoint", None, ["last", "best"], "which checkpoint; by default the one that the run's config selects."
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "where the dataset is, if it moved since the run.")
 
 
 def print_export(export: formats.Export) -> None:
@@ -45,12 +41,10 @@ def main(argv: list[str]) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # float32 is exact there: the same file and check on every machine
-    from mnist_flax import data, devices, run
+    from mnist_flax import data, devices
 
     devices.keep_compiled_programs()
-    trained = run.load_run(argv[1], _CHECKPOINT.value)
-    if _DATA_DIR.value:
-        trained.config.data_dir = _DATA_DIR.value
+    trained = named.load(argv[1])
     print_export(formats.export(trained, data.load(trained.config), _FORMAT.value, directory))
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from mnist_flax import cli
+from mnist_flax import cli, named
 
 _LAYOUT = flags.DEFINE_enum(
     "layout", "digit", ["digit", "line", "page"], "one digit an image, one line of numbers, or a page of lines."
@@ -26,10 +26,6 @@ _THRESHOLD = flags.DEFINE_float(
     lower_bound=0.0,
     upper_bound=1.0,
 )
-_CHECKPOINT = flags.DEFINE_enum(
-    "checkpoint", None, ["last", "best"], "which checkpoint; by default the one that the run's config selects."
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "where the dataset is, if it moved since the run.")
 
 _SPANS_AT_ONCE, _FILES_AT_ONCE = 500, 32  # images are read together until there are as many of either
 
@@ -126,7 +122,7 @@ def main(argv: list[str]) -> int:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cli.UserError(f"--annotate={directory} cannot be made ({error.strerror}): name another") from error
-    reader = recogniser_lib.load_reader(argv[1], _CHECKPOINT.value, _THRESHOLD.value, _DATA_DIR.value)
+    reader = recogniser_lib.load_reader(named.load(argv[1]), _THRESHOLD.value)
 
     failed = False
     taken: set[str] = set()

@@ -5,7 +5,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,31 +32,25 @@ class Reader(NamedTuple):
     threshold: float  # least probability of an answer
 
 
-def load_reader(
-    directory: str | Path, which: str | None = None, threshold: float | None = None, data_dir: str | None = None
-) -> Reader:
+def load_reader(trained: Run, threshold: float | None = None) -> Reader:
     """A run's model, with the threshold of its answers from calibration unless one is given.
 
     Says so in a line on standard error where the run cannot be calibrated and no `threshold` is given.
 
     Raises:
-      UserError: there is no such run, it does not read digits, or its calibration is damaged.
-      RunError: its checkpoint cannot be read.
+      UserError: it does not read digits, or its calibration is damaged.
     """
     from mnist_flax import devices
 
     devices.keep_compiled_programs()
-    trained = run.load_run(directory, which)
     check_reads_digits(trained)
-    if data_dir:
-        trained.config.data_dir = data_dir
     logits = make_logits(trained)
     fitted = load_calibration(trained, logits)
     if fitted is None:
         if threshold is None:
             print(
-                f"note: {directory} is not calibrated, since its validation examples are not at hand: answers below "
-                f"{DEFAULT_THRESHOLD:.0%} are '?'; name their place with --data_dir=DIR, or set --threshold=P",
+                f"note: {trained.directory} is not calibrated, since its validation examples are not at hand: answers "
+                f"below {DEFAULT_THRESHOLD:.0%} are '?'; name their place with --data_dir=DIR, or set --threshold=P",
                 file=sys.stderr,
             )
         fitted = Calibration(1.0, DEFAULT_THRESHOLD)

@@ -8,7 +8,7 @@ import socket
 
 from absl import flags
 
-from mnist_flax import cli
+from mnist_flax import cli, named
 
 _HOST = flags.DEFINE_string(
     "host", "127.0.0.1", "address to listen at; 0.0.0.0 lets everyone in who can reach this machine."
@@ -23,10 +23,6 @@ _THRESHOLD = flags.DEFINE_float(
     lower_bound=0.0,
     upper_bound=1.0,
 )
-_CHECKPOINT = flags.DEFINE_enum(
-    "checkpoint", None, ["last", "best"], "which checkpoint; by default the one that the run's config selects."
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "where the dataset is, if it moved since the run.")
 
 MOST_CONNECTIONS = 256  # at a time; further ones are told to come back
 SECONDS_TO_FINISH = 5  # for requests that are under way when the server is stopped
@@ -81,7 +77,7 @@ def serve(listener: socket.socket, directory: str) -> None:
     from mnist_flax import connections, recogniser, web
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    reader = recogniser.load_reader(directory, _CHECKPOINT.value, _THRESHOLD.value, _DATA_DIR.value)
+    reader = recogniser.load_reader(named.load(directory), _THRESHOLD.value)
     limits = web.Limits(round(_MAX_MEGABYTES.value * 1e6), round(_MAX_MEGAPIXELS.value * 1e6))
     server = uvicorn.Server(
         uvicorn.Config(

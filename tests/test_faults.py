@@ -1,6 +1,7 @@
 import pytest
 
-from experiments import faults, sabotage
+from experiments.faults import campaign as faults
+from experiments.faults import sabotage
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-from experiments.sabotage import FIELDS
+from experiments.faults.sabotage import FIELDS
 from mnist_flax import run
 from tests.commands import command
 

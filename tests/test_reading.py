@@ -12,7 +12,7 @@ PERFECT = -1e-6  # log probability
 
 @pytest.fixture(scope="module")
 def reader(mnist_run):
-    return recogniser.load_reader(mnist_run)
+    return recogniser.load_reader(run.load_run(mnist_run))
 
 
 @pytest.fixture(scope="module")

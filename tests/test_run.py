@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments.sabotage import events_file, read_events
+from experiments.faults.sabotage import events_file, read_events
 from mnist_flax import config as config_lib
 from mnist_flax import run
 from mnist_flax.cli import UserError

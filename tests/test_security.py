@@ -52,7 +52,7 @@ def readers(trained):
     return [
         lambda: run.read_summary(trained) or 1 / 0, lambda: report.read_records(trained / "metrics.jsonl"),
         lambda: run.load_run(trained, "last"), lambda: run.load_run(trained, "best"),
-        lambda: recogniser.load_reader(trained), lambda: data.load(config),
+        lambda: recogniser.load_reader(run.load_run(trained)), lambda: data.load(config),
     ]
 
 def read_all(trained):

@@ -1,0 +1,1 @@
+"""Breaking runs on purpose, and checking that nothing is lost."""
