@@ -90,7 +90,10 @@ def sent_strokes(page, action) -> list:
     bodies = []
     page.on("request", lambda request: bodies.append(request.post_data) if "api/predict" in request.url else 0)
     action()
-    page.wait_for_load_state("networkidle")
+    seen = -1
+    while seen != len(bodies):  # a busy machine sends the last one late
+        seen = len(bodies)
+        page.wait_for_timeout(1_000)
     return json.loads(bodies[-1])["strokes"]
 
 
