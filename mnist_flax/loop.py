@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from mnist_flax import checkpoint, data, debug, devices, hosts, progress, run, train
-from mnist_flax.cli import RunError
+from mnist_flax.cli import RunError, UserError
 from mnist_flax.feed import make_feed
 from mnist_flax.model import make_model
 from mnist_flax.optimizer import make_schedule
@@ -57,6 +57,7 @@ def fit(
     With several processes all do this together; the first one shows and records it.
 
     Raises:
+      UserError: the run was begun by a version that recorded other things.
       RunError: the loss became NaN or infinite, or a checkpoint could not be written.
     """
     steps_per_epoch = len(splits.train.labels) // config.batch_size
@@ -67,6 +68,8 @@ def fit(
     parameters = progress.print_parameters(state.params)
     if step:
         progress.console.print(f"resuming after step {step:,} of {total_steps:,}")
+    if "metrics" not in extra:
+        raise UserError(f"{directory} was begun by an earlier version: finish it with that one, or train in another")
     earlier_seconds = extra["train_seconds"]
     metrics = run.Metrics(directory if hosts.is_first() else None, extra["metrics"])
     if step == total_steps or _early_stop(config, metrics.records):  # ended after its last epoch, without a summary
