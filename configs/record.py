@@ -2,6 +2,8 @@
 
     python -m mnist_flax.main --config=configs/record.py
 
+Test accuracy 99.73 +- 0.04 % (5 seeds), in 9 to 15 minutes a seed on 2 CPU cores.
+
 Trained on all 60,000 training examples, nothing chosen on test data: experiments/record says how, and reruns the claim.
 """
 
