@@ -106,6 +106,8 @@ def _is_worth_showing(record: std_logging.LogRecord) -> bool:
     """Our own log lines and others' warnings; Orbax and Pillow log failures that reach us as exceptions too."""
     ours = Path(record.pathname).is_relative_to(Path(__file__).parent)
     raises = any(name in record.pathname for name in ("orbax", "/PIL/"))
+    # Of the arrays of a damaged checkpoint, all but the first that could not be read.
+    raises |= record.name == "asyncio" and "tensorstore" in record.getMessage()
     return ours or (record.levelno >= std_logging.WARNING and not raises)
 
 
@@ -156,8 +158,14 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
             print_error(error)
             sys.exit(2)
 
+    def run_and_exit(arguments: list[str]) -> None:
+        status = _exit_on_user_error(main, arguments)
+        for number in _STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # all is done and said: one that comes now would belie the status
+        sys.exit(status)
+
     app.run(
-        lambda arguments: sys.exit(_exit_on_user_error(main, arguments)),
+        run_and_exit,
         argv=list(argv) if argv is not None else None,
         flags_parser=parse,
     )
