@@ -37,7 +37,7 @@ def main(name: str, place: str, seconds: str) -> None:
     directory = Path(place)
     # Modules are imported here so that what the fuzzer follows is the project's code, and Pillow's.
     with atheris.instrument_imports(include=["mnist_flax", "experiments", "PIL"]):
-        from experiments import fuzz_targets
+        from experiments import fuzz_json, fuzz_targets
 
         target = fuzz_targets.TARGETS[name]
         for module in target.modules:
@@ -86,7 +86,7 @@ def main(name: str, place: str, seconds: str) -> None:
     def mutate(content: bytes, most: int, seed: int) -> bytes:
         generator = random.Random(seed)
         if target.is_json and generator.random() < 0.8:
-            content = fuzz_targets.mutate_json(content, generator)
+            content = fuzz_json.mutate(content, generator)
             if len(content) <= most:
                 return content
         return atheris.Mutate(content, most)

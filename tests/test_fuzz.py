@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from experiments import fuzz_targets
+from experiments import fuzz_json, fuzz_targets
 from experiments.fuzz_targets import TARGETS
 from mnist_flax import api, config, data, images, prepare, progress, reading, recogniser, report, run
 from mnist_flax.cli import UserError
@@ -41,7 +41,7 @@ def test_input_is_valid_or_gets_one_line(target, chosen, seed, changes, binary):
     content, generator = seeds[chosen % len(seeds)], random.Random(seed)
     for _ in range(changes):
         if kind.is_json and not binary:
-            content = fuzz_targets.mutate_json(content, generator)
+            content = fuzz_json.mutate(content, generator)
         else:
             place = generator.randrange(len(content) + 1)
             change = generator.choice([b"", generator.randbytes(2), content[:9]])
