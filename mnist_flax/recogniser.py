@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from mnist_flax import calibration, cli, metrics, run
+from mnist_flax import calibration, cli, durable, metrics, run
 from mnist_flax.calibration import Calibration
 from mnist_flax.run import Run
 
@@ -127,11 +126,8 @@ def load_calibration(run: Run, logits: Recogniser) -> Calibration | None:
         "errors": int((accepted & (answer != validation.labels)).sum()),
         "digest": digest,
     }
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("x") as file:  # never through a link that came with the directory
-            file.write(json.dumps(record, indent=2) + "\n")
-        os.replace(temporary, path)
+        durable.write(path, (json.dumps(record, indent=2) + "\n").encode())
     except OSError:
         pass  # a run that may only be read is calibrated anew each time
     return fitted
