@@ -1,5 +1,6 @@
 """A trained model as a function from digits to probabilities that can be trusted, of any number of digits."""
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -126,10 +127,8 @@ def load_calibration(run: Run, logits: Recogniser) -> Calibration | None:
         "errors": int((accepted & (answer != validation.labels)).sum()),
         "digest": digest,
     }
-    try:
+    with contextlib.suppress(OSError):  # a run that may only be read is calibrated anew each time
         durable.write(path, (json.dumps(record, indent=2) + "\n").encode())
-    except OSError:
-        pass  # a run that may only be read is calibrated anew each time
     return fitted
 
 
