@@ -67,6 +67,13 @@ def get_config() -> ConfigDict:
     config.augment.elastic_alpha = 0.0  # pixels of displacement before smoothing (Simard et al. 2003)
     config.augment.elastic_sigma = 4.0  # pixels, width of the smoothing
     config.augment.cutout = 0.0  # pixels, side of a square set to the background (DeVries and Taylor 2017)
+    config.augment.filter = 0.0  # largest share of a random 5 x 5 filter's answer mixed in (Xu et al. 2021)
+    config.augment.strokes = 0.0  # pixels, half the largest width of up to four lines drawn over the digit
+    config.augment.invert = 0.0  # largest amount by which a rectangle, or all around it, is inverted; 1 is wholly
+    config.augment.tone = 0.0  # largest grey that black becomes, and share of the contrast above it that is lost
+    config.augment.clouds = 0.0  # largest share of smooth noise mixed in
+    config.augment.specks = 0.0  # largest share of the pixels replaced by any grey
+    config.augment.probability = 0.15  # of each of the kinds from filter to specks, for each example
 
     # Training
     config.num_epochs = 15

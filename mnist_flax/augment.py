@@ -6,17 +6,18 @@ what happens to it depends on neither the batch around it nor the number of devi
 same numbers whichever other kinds are on.
 """
 
-import math
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax, random
-from jaxtyping import Float, Int, Key, UInt8
+from jax import Array, random
+from jaxtyping import Float, Int, Key
 
-KINDS = ("rotation", "shift", "zoom", "shear", "elastic_alpha", "elastic_sigma", "cutout")
+from mnist_flax.noise import Strength, gaussian_matrix, uniform_bytes
+from mnist_flax.photometric import KINDS as PHOTOMETRIC
+from mnist_flax.photometric import photometric
 
-Strength = float | Float[Array, ""]
+KINDS = ("rotation", "shift", "zoom", "shear", "elastic_alpha", "elastic_sigma", "cutout", *PHOTOMETRIC, "probability")
 
 
 def augment(
@@ -53,6 +54,8 @@ def augment(
     if "cutout" in strength:
         centres = jnp.floor(draws[:, 5:] * jnp.array(shape)).astype(jnp.int32)
         images = cutout(images, centres, strength["cutout"])
+    if PHOTOMETRIC.keys() & strength.keys():
+        images = photometric(jax.vmap(random.fold_in, (0, None))(keys, 2), images, strength, strength["probability"])
     return images
 
 
@@ -105,29 +108,6 @@ def elastic_field(
     noise = jax.vmap(lambda key: uniform_bytes(key, (2, *shape)))(keys)
     down, across = (gaussian_matrix(size, sigma) for size in shape)
     return jnp.einsum("ij,bcjk,lk->bcil", alpha * down, noise, across, precision="highest")
-
-
-def uniform_bytes(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """Uniform noise on the 256 levels -255/256, -253/256, ..., 255/256: mean 0, variance 1/3.
-
-    A quarter of what 32-bit noise costs, and no different once smoothed.
-    """
-    return (2.0 * random_bytes(key, shape).astype(jnp.float32) - 255.0) / 256.0
-
-
-def random_bytes(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt8[Array, "..."]:
-    """Uniform bytes, four from each random word."""
-    size = math.prod(shape)
-    words = random.bits(key, (-(-size // 4),), jnp.uint32)
-    return lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[:size].reshape(shape)
-
-
-def gaussian_matrix(size: int, sigma: Strength) -> Float[Array, "size size"]:
-    """The matrix that smooths `size` samples by a Gaussian of width `sigma`; what lies beyond them is 0."""
-    positions = jnp.arange(size)
-    # Wide enough to be the sum of the whole Gaussian up to a sigma of twice the size.
-    total = jnp.sum(jnp.exp(-0.5 * (jnp.arange(-8 * size, 8 * size + 1) / sigma) ** 2))
-    return jnp.exp(-0.5 * ((positions[:, None] - positions) / sigma) ** 2) / total
 
 
 def warp(

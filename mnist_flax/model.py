@@ -15,9 +15,9 @@ from jaxtyping import Array, Float, Key, UInt8
 from ml_collections import ConfigDict
 
 from mnist_flax import conv
-from mnist_flax.augment import random_bytes
 from mnist_flax.config import per_layer
 from mnist_flax.devices import default_dtype
+from mnist_flax.noise import random_bytes
 
 _he_normal = nn.initializers.he_normal()  # He et al. 2015, for layers that a ReLU follows
 
