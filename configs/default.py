@@ -74,6 +74,8 @@ def get_config() -> ConfigDict:
     config.augment.clouds = 0.0  # largest share of smooth noise mixed in
     config.augment.specks = 0.0  # largest share of the pixels replaced by any grey
     config.augment.probability = 0.15  # of each of the kinds from filter to specks, for each example
+    config.augment.final_epochs = 0.0  # the last epochs, in which augmentation is weaker: 0 is none
+    config.augment.final_scale = 0.3  # of all of the above there, but elastic_sigma
 
     # Training
     config.num_epochs = 15

@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config = default.get_config()
     config.validation_examples = 0
 
-    config.model.channels = (32, 64, 64, 128, 128)
+    config.model.channels = (32, 96, 96, 192, 192)
     config.model.kernel_sizes = (5, 3, 3, 3, 3)
     config.model.pool_sizes = (2, 1, 2, 1, 1)
     config.model.batch_norm = True
@@ -32,6 +32,14 @@ def get_config() -> ConfigDict:
     config.optimizer.label_smoothing = 0.05
 
     config.augment.shift = 2.8
+    config.augment.filter = 1.0
+    config.augment.strokes = 1.0
+    config.augment.invert = 1.0
+    config.augment.tone = 0.8
+    config.augment.clouds = 0.8
+    config.augment.specks = 0.4
+    config.augment.probability = 0.05
+    config.augment.final_epochs = 4.0
 
-    config.num_epochs = 16
+    config.num_epochs = 20
     return config

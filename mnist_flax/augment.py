@@ -59,6 +59,19 @@ def augment(
     return images
 
 
+def strength_at(epoch: Float[Array, ""], num_epochs: Strength, fields: Mapping[str, Strength]) -> dict[str, Strength]:
+    """What `augment` takes, at a time in training, of the `fields` of config.augment that are not 0.
+
+    In the last `final_epochs` everything is multiplied by `final_scale` but the width of the smoothing, so that
+    training ends on images more like those that are to be classified (He et al. 2019, arXiv:1909.09148).
+    """
+    strength = {kind: fields[kind] for kind in KINDS if kind in fields}
+    if "final_epochs" not in fields:
+        return strength
+    scale = jnp.where(epoch < num_epochs - fields["final_epochs"], 1.0, fields.get("final_scale", 0.0))
+    return {kind: value if kind == "elastic_sigma" else scale * value for kind, value in strength.items()}
+
+
 def affine_matrix(
     rotation: Float[Array, " batch"],
     shift: Float[Array, "batch 2"],

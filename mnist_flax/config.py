@@ -65,6 +65,8 @@ _RANGES = {
     "augment.clouds": (0.0, 1.0),
     "augment.specks": (0.0, 1.0),
     "augment.probability": (0.0, 1.0),
+    "augment.final_epochs": (0.0, None),
+    "augment.final_scale": (0.0, 1.0),
     "num_epochs": (1, None),
     "batch_size": (1, None),
     "eval_batch_size": (1, 65_536),
@@ -178,11 +180,12 @@ def check(config: ConfigDict) -> None:
             "config.model.logits_batch_norm=True learns nothing from one example at a time, whose norm is 0: "
             "use a larger config.batch_size, or fewer config.optimizer.accumulate_steps"
         )
-    if config.optimizer.warmup_epochs > config.num_epochs:
-        raise UserError(
-            f"config.optimizer.warmup_epochs={config.optimizer.warmup_epochs:g} is longer than the run: "
-            f"use at most config.num_epochs={config.num_epochs}"
-        )
+    for key in ("optimizer.warmup_epochs", "augment.final_epochs"):
+        if values[key] > config.num_epochs:
+            raise UserError(
+                f"config.{key}={values[key]:g} is longer than the run: "
+                f"use at most config.num_epochs={config.num_epochs}"
+            )
     for key, wanted in (
         ("checkpoint.select", config.checkpoint.select == "best"),
         ("target_accuracy", config.target_accuracy > 0),

@@ -64,7 +64,10 @@ def make_examination(config: ConfigDict, num_classes: int, steps_per_epoch: int,
         model = make_model(config.model, hyper, num_classes, BATCH_AXIS)
         share = order.shape[1]
         positions = lax.axis_index(BATCH_AXIS) * share + jnp.arange(share)
-        batch = train.prepare_batch(config, hyper, seed, state.step, images[order[i]], labels[order[i]], positions)
+        rows = order[i]
+        batch = train.prepare_batch(
+            config, hyper, seed, state.step, steps_per_epoch, images[rows], labels[rows], positions
+        )
         loss_fn = partial(train.loss, model, hyper, collections=("batch_stats", "intermediates"))
 
         def gradient(batch_stats, part):

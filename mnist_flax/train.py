@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
-from mnist_flax.augment import augment
+from mnist_flax.augment import augment, strength_at
 from mnist_flax.config import flatten
 from mnist_flax.devices import BATCH_AXIS, BATCHES, EVERYWHERE, put
 from mnist_flax.model import CNN, Ensemble, make_model, normalize
@@ -135,7 +135,7 @@ def make_train_step(config: ConfigDict, num_classes: int, steps_per_epoch: int |
             (_, (updates, sums)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch_stats, *part)
             return updates.get("batch_stats", {}), (grads, sums)
 
-        batch = prepare_batch(config, hyper, seed, state.step, images, labels, positions)
+        batch = prepare_batch(config, hyper, seed, state.step, steps_per_epoch, images, labels, positions)
         parts = config.optimizer.accumulate_steps
         if parts == 1:
             batch_stats, (grads, sums) = gradient(state.batch_stats, batch)
@@ -160,17 +160,16 @@ def make_train_step(config: ConfigDict, num_classes: int, steps_per_epoch: int |
 
 
 def prepare_batch(
-    config: ConfigDict, hyper: Hyperparameters, seed, step: Int[Array, ""], images, labels, positions
+    config: ConfigDict, hyper: Hyperparameters, seed, step: Int[Array, ""], steps_per_epoch, images, labels, positions
 ) -> tuple[Float[Array, "share 28 28"], Int[Array, " share"], Key[Array, " share"]]:
     """What the network is trained on in a step: augmented images in [0, 1], labels, and a key an example for dropout.
 
     Arguments are those of `make_train_step`'s step.
     """
     images = normalize(images)
-    augmentations = [name for name, strength in config.augment.items() if strength]
-    if augmentations:
-        keys = example_keys(seed, _AUGMENT, step, positions)
-        images = augment(keys, images, {name: hyper[f"augment.{name}"] for name in augmentations})
+    fields = {name: hyper[f"augment.{name}"] for name, value in config.augment.items() if value}
+    strength = strength_at(step / steps_per_epoch, hyper["num_epochs"], fields)
+    images = augment(example_keys(seed, _AUGMENT, step, positions), images, strength)
     return images, labels, example_keys(seed, _DROPOUT, step, positions)
 
 

@@ -10,7 +10,9 @@ from jax import lax, random
 from skimage.transform import AffineTransform
 from sklearn.datasets import load_digits
 
+from configs import default
 from mnist_flax import augment as aug
+from mnist_flax import train
 from mnist_flax.noise import uniform_bytes
 from mnist_flax.photometric import KINDS as PHOTOMETRIC
 
@@ -309,6 +311,37 @@ def test_populations_vary_the_strength(digits):
         alone = run(keys, digits, {name: value[i] for name, value in members.items()})
         np.testing.assert_allclose(batched[i], alone, atol=1e-4)
         np.testing.assert_allclose(mapped[i], alone, atol=1e-4)
+
+
+def test_augmentation_ends_gently(digits):
+    fields = EVERYTHING | {"final_epochs": 2.5, "final_scale": 0.25}
+    at = jax.jit(lambda epoch, fields: aug.strength_at(epoch, 10.0, fields))
+    assert at(7.49, fields) == EVERYTHING
+    gentle = {name: value if name == "elastic_sigma" else value / 4 for name, value in EVERYTHING.items()}
+    assert at(7.5, fields) == pytest.approx(gentle) == at(9.99, fields)
+    # Nothing is left where final_scale, at 0, is no field; without final_epochs there is no such end.
+    assert at(9.0, {"rotation": 9.0, "final_epochs": 1.0}) == {"rotation": 0.0}
+    assert at(9.99, EVERYTHING | {"final_scale": 0.25}) == EVERYTHING
+
+
+def test_training_ends_on_gentle_images(digits):
+    """The images of the real step: as before until the last epochs, then those of weaker augmentation."""
+    config = default.get_config()
+    config.num_epochs, config.augment.specks = 4, 0.5
+    weak = config.copy_and_resolve_references()
+    for name in ("rotation", "shift", "zoom", "shear", "specks", "probability"):
+        weak.augment[name] *= 0.5
+    gentle = config.copy_and_resolve_references()
+    gentle.augment.final_epochs, gentle.augment.final_scale = 1.0, 0.5
+
+    def batch(config, step):
+        pixels = np.rint(255 * digits).astype(np.uint8)
+        arguments = (config, train.hyperparameters(config), 0, jnp.int32(step), 10, pixels, np.zeros(64), np.arange(64))
+        return np.asarray(train.prepare_batch(*arguments)[0])
+
+    np.testing.assert_allclose(batch(gentle, 29), batch(config, 29), atol=1e-5)
+    np.testing.assert_allclose(batch(gentle, 30), batch(weak, 30), atol=1e-5)
+    assert np.abs(batch(weak, 30) - batch(config, 30)).max() > 0.1
 
 
 def test_unknown_kind_is_refused(digits):
