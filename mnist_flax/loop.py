@@ -18,7 +18,7 @@ from mnist_flax.model import make_model
 from mnist_flax.optimizer import make_schedule
 
 _CALL_SECONDS = 0.5  # aimed at for one compiled call: often enough for a lively bar, rarely enough to cost nothing
-_FIRST_CALL_STEPS = 8  # until the speed is known
+_CALL_STEPS = 8  # at least, and until the speed is known: a call gets its memory from the system anew
 
 
 class Result(NamedTuple):
@@ -88,7 +88,7 @@ def fit(
         batch_size = min(config.eval_batch_size, len(splits.validation.labels))
         validation = train.split_batches(mesh, *splits.validation, batch_size)
     vote = hosts.Vote(mesh)
-    limit = _FIRST_CALL_STEPS
+    limit = _CALL_STEPS
     block = feed(step, limit)
 
     started = time.perf_counter()
@@ -116,7 +116,7 @@ def fit(
                     break
                 pending = None
             elif previous:
-                limit = max(1, min(int(_CALL_SECONDS / log.show(previous)), 4 * limit))
+                limit = max(_CALL_STEPS, min(int(_CALL_SECONDS / log.show(previous)), 4 * limit))
             previous = last
             if step % steps_per_epoch == 0:
                 snapshot, finite = take(state)
