@@ -1,0 +1,87 @@
+"""Draws what the augmentation of a recipe makes of digits: `python -m experiments.augmentations`.
+
+    python -m experiments.augmentations [--config=configs/record.py] [--config.KEY=VALUE ...] [--figure=FIGURE.png]
+
+One example of each class, in rows: as it is; moved, all geometric kinds together; under each other kind that the recipe
+has on, at the strength it sets, but every example; and three times as training sees it.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from absl import flags
+from jaxtyping import Float
+
+from mnist_flax import cli
+from mnist_flax import config as config_lib
+from mnist_flax.figures import styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_CONFIG, _ARGUMENTS = config_lib.define_flag()
+_FIGURE = flags.DEFINE_string("figure", "augmentations.png", "where the figure is written")
+_GEOMETRIC = ("rotation", "shift", "zoom", "shear", "elastic_alpha", "elastic_sigma")
+_TRAINED = 3  # rows
+
+Images = Float[np.ndarray, "examples 28 28"]
+
+
+def rows(images: Images, fields: dict[str, float], seed: int) -> dict[str, Images]:
+    """What becomes of images in [0, 1], by the name of the row; `fields` are those of config.augment that are not 0."""
+    import jax
+
+    from mnist_flax.augment import KINDS, augment
+
+    def drawn(strength: dict[str, float], number: int) -> Images:
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), len(images))
+        return np.asarray(augment(keys, images, strength))
+
+    strength = {kind: fields[kind] for kind in KINDS if kind in fields}
+    found = {"as it is": images}
+    moved = {kind: strength[kind] for kind in _GEOMETRIC if kind in strength}
+    if moved.keys() - {"elastic_sigma"}:
+        found["moved"] = drawn(moved, 0)
+    for number, kind in enumerate(kind for kind in strength if kind not in (*_GEOMETRIC, "probability")):
+        found[kind] = drawn({kind: strength[kind], "probability": 1.0}, 1 + number)
+    for number in range(_TRAINED):
+        found[f"in training{' ' * number}"] = drawn(strength, 100 + number)
+    return found
+
+
+@styled
+def figure_augmentations(found: dict[str, Images]) -> "Figure":
+    from matplotlib.figure import Figure
+
+    columns = len(next(iter(found.values())))
+    figure = Figure(figsize=(1.3 + 0.62 * columns, 0.64 * len(found)))
+    axes = figure.subplots(len(found), columns, gridspec_kw={"wspace": 0.05, "hspace": 0.05})
+    for (name, images), line in zip(found.items(), axes, strict=True):
+        for image, place in zip(images, line, strict=True):
+            place.imshow(image, cmap="gray", vmin=0, vmax=1)
+            place.set_axis_off()
+        line[0].text(-0.15, 0.5, name.strip(), ha="right", va="center", transform=line[0].transAxes)
+    return figure
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise cli.UserError(f"{argv[1]!r} is no flag: override a field with --config.KEY=VALUE")
+    config, path = _CONFIG.value, Path(_FIGURE.value)
+    config_lib.recipe_path()
+    config_lib.check(config)
+    if path.suffix != ".png" or not path.parent.is_dir():
+        raise cli.UserError(f"--figure={path} must be a .png file in a directory that exists")
+    from mnist_flax import data
+
+    train = data.load(config).train
+    first = [int(np.flatnonzero(train.labels == label)[0]) for label in np.unique(train.labels)]
+    fields = {name: value for name, value in config.augment.items() if value}
+    found = rows(train.images[first].astype(np.float32) / 255, fields, config.seed)
+    figure_augmentations(found).savefig(path, format="png")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    cli.run(main, _ARGUMENTS)
