@@ -36,7 +36,7 @@ def rows(images: Images, fields: dict[str, float], seed: int) -> dict[str, Image
 
     def drawn(strength: dict[str, float], number: int) -> Images:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), len(images))
-        return np.asarray(augment(keys, images, strength))
+        return np.asarray(augment(keys, jax.numpy.asarray(images), strength))
 
     strength = {kind: fields[kind] for kind in KINDS if kind in fields}
     found = {"as it is": images}

@@ -77,7 +77,8 @@ def strokes(key: Key[Array, ""], more: Key[Array, ""], image: Image, limit: Stre
     ends = random.uniform(key, (_LINES, 2, 2)) * jnp.array(image.shape)
     ink, width, drawn = random.uniform(more, (3, _LINES))
     ink = jnp.where(drawn < 0.5, ink, 0.0)[:, None, None]
-    covered = jax.vmap(line, (0, 0, None))(ends, limit * width, image.shape)
+    rows, columns = image.shape
+    covered = jax.vmap(line, (0, 0, None))(ends, limit * width, (rows, columns))
     return jnp.maximum(image, (ink * covered).max(0))
 
 
