@@ -1,4 +1,4 @@
-"""Augmentation on the device: affine maps, elastic distortion and cutout, as pure functions of PRNG keys.
+"""Augmentation on the device: affine maps, elastic distortion, cutout and grey levels, as pure functions of PRNG keys.
 
 All geometric kinds compose into one warp, so that an image is resampled once: an inverse affine map about
 its centre plus a displacement field, then one bilinear interpolation. Every example has its own key, so that
@@ -23,11 +23,12 @@ KINDS = ("rotation", "shift", "zoom", "shear", "elastic_alpha", "elastic_sigma",
 def augment(
     keys: Key[Array, " batch"], images: Float[Array, "batch height width"], strength: Mapping[str, Strength]
 ) -> Float[Array, "batch height width"]:
-    """Distorts each image at random, by its own key: geometry first, then cutout.
+    """Distorts each image at random, by its own key: geometry first, then cutout, then grey levels (`photometric`).
 
     `strength` holds the kinds that are on, under their names and in their units in configs/default.py; a
-    kind that is missing is not compiled. Values may be traced. elastic_alpha needs elastic_sigma beside it.
-    What comes from outside an image is 0, the background. Raises ValueError for a name not in `KINDS`.
+    kind that is missing is not compiled. Values may be traced. elastic_alpha needs elastic_sigma beside it,
+    and nothing photometric happens without a probability. What comes from outside an image is 0, the background.
+    Raises ValueError for a name not in `KINDS`.
     """
     if unknown := sorted(strength.keys() - set(KINDS)):
         raise ValueError(f"unknown augmentation {', '.join(unknown)}: choose from {', '.join(KINDS)}")
@@ -55,7 +56,8 @@ def augment(
         centres = jnp.floor(draws[:, 5:] * jnp.array(shape)).astype(jnp.int32)
         images = cutout(images, centres, strength["cutout"])
     if PHOTOMETRIC.keys() & strength.keys():
-        images = photometric(jax.vmap(random.fold_in, (0, None))(keys, 2), images, strength, strength["probability"])
+        photometric_keys = jax.vmap(random.fold_in, (0, None))(keys, 2)
+        images = photometric(photometric_keys, images, strength, strength.get("probability", 0.0))
     return images
 
 

@@ -6,6 +6,7 @@ paper and the light, and of the camera.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +35,14 @@ def photometric(
     """
     for number, (kind, change) in enumerate(KINDS.items()):
         if kind in strength:
-
-            def one(key, image, change=change, number=number, limit=strength[kind]):
-                chance, *draws = random.split(random.fold_in(key, number), 3)
-                return jnp.where(random.uniform(chance) < probability, change(*draws, image, limit), image)
-
-            images = jax.vmap(one)(keys, images)
+            kind_keys = jax.vmap(random.fold_in, (0, None))(keys, number)
+            images = jax.vmap(partial(_sometimes, change, strength[kind], probability))(kind_keys, images)
     return images
+
+
+def _sometimes(change: Callable, limit: Strength, probability: Strength, key: Key[Array, ""], image: Image) -> Image:
+    chance, *draws = random.split(key, 3)
+    return jnp.where(random.uniform(chance) < probability, change(*draws, image, limit), image)
 
 
 def filtered(key: Key[Array, ""], more: Key[Array, ""], image: Image, limit: Strength) -> Image:

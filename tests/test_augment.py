@@ -275,6 +275,7 @@ def test_compiled_loop_takes_the_right_pixels(digits):
 
 def test_nothing_on_is_nothing_done(digits):
     assert aug.augment(keys_of(len(digits)), digits, {}) is digits
+    np.testing.assert_array_equal(run(keys_of(len(digits)), digits, {"tone": 0.5}), digits)  # probability 0 is no field
     # The settings alone turn nothing on: configs/default.py has them.
     assert aug.augment(keys_of(len(digits)), digits, {"elastic_sigma": 4.0, "probability": 0.2}) is digits
 
