@@ -1,32 +1,30 @@
 """The figure of augmentations: its rows are the kinds that a recipe has on."""
 
-import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 
-from experiments import augmentations
 from tests.commands import command
 
-IMAGES = np.zeros((3, 28, 28), np.float32)
-IMAGES[:, 6:22, 12:16] = 1
 
-
-def test_rows_are_the_kinds_that_are_on():
-    fields = {"rotation": 30.0, "elastic_sigma": 4.0, "tone": 0.5, "probability": 0.5, "final_scale": 0.3}
-    found = augmentations.rows(IMAGES, fields, seed=0)
-    assert [name.strip() for name in found] == ["as it is", "moved", "tone", *["in training"] * 3]
-    np.testing.assert_array_equal(found["as it is"], IMAGES)
-    assert (found["moved"] != IMAGES).any((1, 2)).all() and (found["moved"][:, 0, 0] == 0).all()
-    assert (found["tone"][:, 0, 0] > 0).all()  # every example, whatever the probability
-    figure = augmentations.figure_augmentations(found)
-    assert len(figure.axes) == 6 * 3
-    FigureCanvasAgg(figure).draw()
-
-
-def test_nothing_on_is_only_the_images():
-    found = augmentations.rows(IMAGES, {"elastic_sigma": 4.0, "probability": 0.2}, seed=0)
-    assert [name.strip() for name in found] == ["as it is", *["in training"] * 3]
-    assert all((row == IMAGES).all() for row in found.values())
+@pytest.mark.parametrize(
+    ("overrides", "rows"),
+    [
+        ((), 5),  # as it is, moved, and three in training
+        (("--config.augment.tone=0.5", "--config.augment.specks=0.5", "--config.augment.probability=0.5"), 7),
+        ([f"--config.augment.{kind}=0.0" for kind in ("rotation", "shift", "zoom", "shear")], 4),
+    ],
+)
+def test_rows_are_the_kinds_that_are_on(overrides, rows, tmp_path, digits_data_dir):
+    path = tmp_path / "augmentations.png"
+    recipe = ("--config=configs/digits.py", f"--config.data_dir={digits_data_dir}")
+    out = command("experiments.augmentations", *recipe, *overrides, f"--figure={path}").stdout
+    assert f"written to {path}" in out
+    with Image.open(path) as image:
+        assert image.height == pytest.approx(0.64 * 160 * rows, abs=2)
+        pixels = image.convert("L")
+    side = image.width - 10 * 0.62 * 160  # beside the digits are names
+    darkest, _ = pixels.crop((0, 0, int(side), image.height)).getextrema()
+    assert darkest < 50
 
 
 @pytest.mark.parametrize(
