@@ -1,8 +1,8 @@
-"""The best accuracy of one network: five convolutions with batch norm, 16 epochs of Muon, augmentation, averages.
+"""The best accuracy of one network: five convolutions with batch norm, 20 epochs of Muon, much augmentation, averages.
 
     python -m mnist_flax.main --config=configs/record.py
 
-Test accuracy 99.73 +- 0.04 % (5 seeds), in 9 to 15 minutes a seed on 2 CPU cores.
+Test accuracy 99.73 +- 0.03 % (5 seeds), in 15 to 21 minutes a seed on 2 CPU cores.
 
 Trained on all 60,000 training examples, nothing chosen on test data: experiments/record says how, and reruns the claim.
 """
