@@ -2,7 +2,7 @@
 
     python -m mnist_flax.main --config=configs/record.py
 
-Test accuracy 99.73 +- 0.03 % (5 seeds), in 15 to 21 minutes a seed on 2 CPU cores.
+Test accuracy 99.73 +- 0.03 % (5 seeds), 97.7 % under corruption (1 seed), in 15 to 21 minutes a seed on 2 CPU cores.
 
 Trained on all 60,000 training examples, nothing chosen on test data: experiments/record says how, and reruns the claim.
 """
