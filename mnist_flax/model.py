@@ -74,7 +74,7 @@ class CNN(nn.Module):
             if self.batch_norm:
                 x = conv.conv(x, kernel, **window)
                 self.sow("intermediates", f"conv{i}", x)  # nothing, unless debug.py asks
-                x = self._norm(f"norm{i}", train, channel_axis)(x)
+                x = self._norm(f"norm{i}", train, channel_axis, self.compute_dtype)(x)
                 x = conv.relu_pool(x, pool_size, self.pooling)
             else:
                 bias = self.param(f"conv{i}_bias", nn.initializers.zeros, (features,))
@@ -87,16 +87,16 @@ class CNN(nn.Module):
         for i, features in enumerate(self.dense):
             x = nn.relu(dense(features, kernel_init=_he_normal, name=f"dense{i}")(x))
             x = dropout(x, self.dropout_rate, 0)
-        x = dense(self.num_classes, name="logits")(x).astype(jnp.float32)
-        return self._norm("logits_norm", train, -1)(x) if self.logits_batch_norm else x
+        x = dense(self.num_classes, dtype=jnp.float32, name="logits")(x)  # bfloat16 would decide near ties
+        return self._norm("logits_norm", train, -1, jnp.float32)(x) if self.logits_batch_norm else x
 
-    def _norm(self, name: str, train: bool, axis: int) -> nn.BatchNorm:
+    def _norm(self, name: str, train: bool, axis: int, dtype: Any) -> nn.BatchNorm:
         return nn.BatchNorm(
             use_running_average=not train,
             momentum=self.batch_norm_momentum,
             axis=axis,
             axis_name=self.batch_axis if train else None,
-            dtype=self.compute_dtype,
+            dtype=dtype,
             name=name,
         )
 

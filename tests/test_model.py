@@ -45,6 +45,17 @@ def test_implementations_agree_on_the_same_parameters(fields):
     np.testing.assert_allclose(matmul.apply(variables, images()), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("logits_batch_norm", [False, True])
+def test_logits_are_float32_whatever_computes_them(logits_batch_norm):
+    """In bfloat16 a logit near 8 would be rounded to a 32nd, and the loss and its gradient with it."""
+    model = build(batch_norm=True, logits_batch_norm=logits_batch_norm, compute_dtype="bfloat16")
+    variables = model.init(jax.random.key(1), images())
+    keys = jax.random.split(jax.random.key(2), 3)
+    trained, _ = model.apply(variables, images(), dropout_keys=keys, mutable=["batch_stats"])
+    assert model.apply(variables, images()).dtype == trained.dtype == jnp.float32
+    assert not np.array_equal(trained, trained.astype(jnp.bfloat16))
+
+
 def test_default_network_against_numpy():
     """Forward pass written out in float64 with nothing but NumPy."""
     model = build(channels=(3, 4), pool_sizes=(2,), dense=(7,), compute_dtype="float32")
