@@ -1,4 +1,7 @@
-"""Scores a trained model on a whole split: `python -m mnist_flax.evaluate RUN [--split=test] [--corruptions]`."""
+"""Scores a trained model on a whole split.
+
+python -m mnist_flax.evaluate RUN [--split=test] [--views=N | --corruptions]
+"""
 
 from collections.abc import Callable
 
@@ -12,6 +15,12 @@ from mnist_flax import cli, named
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "split to score.")
 _CORRUPTIONS = flags.DEFINE_bool(
     "corruptions", False, "instead, how well the split is read corrupted, turned, scaled and shifted, and how surely."
+)
+_VIEWS = flags.DEFINE_integer(
+    "views",
+    1,
+    "copies of each image, slightly moved, whose mean probabilities are the answer; 1 is the image itself.",
+    lower_bound=1,
 )
 
 
@@ -36,7 +45,9 @@ def split_logits(
 def main(argv: list[str]) -> None:
     if len(argv) != 2:
         raise cli.UserError("name one run directory: python -m mnist_flax.evaluate RUN")
-    from mnist_flax import data, devices, metrics, progress, run, train
+    if _VIEWS.value > 1 and _CORRUPTIONS.value:
+        raise cli.UserError("--corruptions reads each image once: leave out --views")
+    from mnist_flax import data, devices, metrics, progress, run, train, views
 
     if _CORRUPTIONS.value:
         from mnist_flax import reading
@@ -54,10 +65,13 @@ def main(argv: list[str]) -> None:
         robustness.write(trained, split, _SPLIT.value)
         return
     mesh = devices.make_mesh()
-    evaluation = train.make_evaluate(trained.model, mesh)
+    model, name = trained.model, f"evaluation_{_SPLIT.value}"
+    if _VIEWS.value > 1:
+        model, name = views.look_again(model, config, _VIEWS.value), f"{name}_{_VIEWS.value}_views"
+    evaluation = train.make_evaluate(model, mesh)
     logits = split_logits(evaluation, trained.variables, split, config.eval_batch_size, mesh)
     scores = {"dataset": config.dataset, "split": _SPLIT.value} | metrics.evaluate_logits(logits, split.labels)
-    path = trained.directory / f"evaluation_{_SPLIT.value}.json"
+    path = trained.directory / f"{name}.json"
     run.write_json(path, scores)
     progress.print_scores(scores, trained.class_names)
     print(f"written to {path}")

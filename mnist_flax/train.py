@@ -23,6 +23,7 @@ from mnist_flax.config import flatten
 from mnist_flax.devices import BATCH_AXIS, BATCHES, EVERYWHERE, put
 from mnist_flax.model import CNN, Ensemble, make_model, normalize
 from mnist_flax.optimizer import Hyperparameters, make_optimizer, make_schedule, update_ema
+from mnist_flax.views import Views
 
 _INIT, _AUGMENT, _DROPOUT = range(3)  # purposes that keys are derived for
 
@@ -284,7 +285,7 @@ def split_batches(mesh: Mesh, images, labels, batch_size: int) -> tuple[Array, A
 
 
 def evaluate_batches(
-    model: CNN | Ensemble, variables: dict, images, labels
+    model: CNN | Ensemble | Views, variables: dict, images, labels
 ) -> tuple[dict, Float[Array, "batches share classes"]]:
     """Mean loss and accuracy over a whole split, and this device's logits: see `make_evaluate`; within `BATCH_AXIS`."""
     logits = lax.map(lambda batch: model.apply(variables, normalize(batch)), images)
@@ -295,7 +296,7 @@ def evaluate_batches(
     return {"loss": loss / count, "accuracy": correct / count}, logits
 
 
-def make_evaluate(model: CNN | Ensemble, mesh: Mesh) -> Callable:
+def make_evaluate(model: CNN | Ensemble | Views, mesh: Mesh) -> Callable:
     """Whole-split evaluation: `(variables, images, labels) -> ({"loss", "accuracy"}, logits)` of `split_batches`.
 
     Loss is the mean cross-entropy and accuracy the fraction correct over exactly the examples that are not padding.
