@@ -17,7 +17,8 @@ from mnist_flax.noise import Strength, gaussian_matrix, uniform_bytes
 from mnist_flax.photometric import KINDS as PHOTOMETRIC
 from mnist_flax.photometric import photometric
 
-KINDS = ("rotation", "shift", "zoom", "shear", "elastic_alpha", "elastic_sigma", "cutout", *PHOTOMETRIC, "probability")
+MOVES = ("rotation", "shift", "zoom", "shear")
+KINDS = (*MOVES, "elastic_alpha", "elastic_sigma", "cutout", *PHOTOMETRIC, "probability")
 
 
 def augment(
@@ -37,7 +38,7 @@ def augment(
     draws = jax.vmap(lambda key: random.uniform(key, (7,)))(keys)
     rotation, zoom, shear, *shift = (2.0 * draws[:, :5] - 1.0).T
     coordinates = None
-    if {"rotation", "shift", "zoom", "shear"} & strength.keys():
+    if set(MOVES) & strength.keys():
         matrices = affine_matrix(
             rotation * strength.get("rotation", 0.0),
             jnp.stack(shift, axis=1) * strength.get("shift", 0.0),

@@ -10,10 +10,8 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from mnist_flax import cli
-from mnist_flax.augment import augment
+from mnist_flax.augment import MOVES, augment
 from mnist_flax.model import CNN, Ensemble
-
-_MOVES = ("rotation", "shift", "zoom", "shear")
 
 
 class Views(NamedTuple):
@@ -45,7 +43,7 @@ def look_again(network: CNN | Ensemble, config: ConfigDict, copies: int) -> View
       UserError: it was trained without moving images.
     """
     fields = config.augment
-    strength = {kind: fields.final_scale * fields[kind] for kind in _MOVES if fields.final_scale * fields[kind]}
+    strength = {kind: fields.final_scale * fields[kind] for kind in MOVES if fields.final_scale * fields[kind]}
     if not strength:
         raise cli.UserError("the run was trained on images that were not moved: leave out --views")
     return Views(network, strength, copies)
