@@ -94,11 +94,14 @@ def make_app(reader: Reader, limits: Limits, hosts: Iterable[str] | None = None)
     async def lifespan(app: Starlette):
         yield
         for executor in (pictures, network):
-            executor.shutdown(wait=True, cancel_futures=True)
+            await asyncio.to_thread(executor.shutdown, cancel_futures=True)  # what they do may wait for this loop
 
     def route(path: str, endpoint: Callable[[Service, Request], Awaitable[Response]], method: str) -> Route:
         async def handle(request: Request) -> Response:
-            return await endpoint(service, request)
+            try:
+                return await endpoint(service, request)
+            except asyncio.CancelledError as error:  # by the server, which stops and has waited long enough
+                raise HTTPException(503, "the server was stopped before it had the answer: ask again") from error
 
         return Route(path, handle, methods=[method])
 

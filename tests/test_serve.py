@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -326,6 +327,22 @@ def test_it_stops_when_asked_and_finishes_what_it_began(digits_run, number):
         assert any(answer.exception() is None for answer in answers)
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", server.port), timeout=2)
+
+
+IMPATIENT = "from mnist_flax import cli, serve; serve.SECONDS_TO_FINISH = 0.1; cli.run(serve.main)"
+
+
+def test_it_stops_although_a_picture_takes_longer_to_read_than_it_waits(digits_run, form):
+    """The thread that reads then asks for the network, in the loop that waits for the thread."""
+    server = launch(digits_run, script=IMPATIENT)
+    large = png(np.asarray(Image.fromarray(form.image).resize((5000, 5000))))
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.ask, "POST", "/api/predict?layout=page", large, "image/png")
+        while not answer.running() or server.get("/healthz")["status"] != "ok":
+            pass
+        time.sleep(0.5)  # received and begun, far from done
+        server.process.send_signal(signal.SIGTERM)
+        assert finish(server.process, 0).stdout == "stopped\n"
 
 
 @pytest.mark.parametrize(
