@@ -109,7 +109,7 @@ def _by_layer(tree: Any) -> dict[str, Bool[Array, ""]]:
     """Whether all numbers of a layer are finite, in a tree that has the parameters' names somewhere in its paths."""
     layers: dict[str, list] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        name = next((entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)), "")
+        name = next((entry.key for entry in path if isinstance(getattr(entry, "key", None), str)), "")
         layers.setdefault(re.sub("_(kernel|bias)$", "", name), []).append(leaf)
     return {name: train.all_finite(leaves) for name, leaves in layers.items()}
 

@@ -153,11 +153,12 @@ def tiny(digits_data_dir):
     )
 
 
-def test_the_command_names_the_layer_where_a_run_without_it_stopped(tiny, tmp_path):
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_the_command_names_the_layer_where_a_run_without_it_stopped(tiny, tmp_path, optimizer):
     """Overflow that a loss does not show: parameters are infinite only after the last step before the checkpoint."""
     workdir = tmp_path / "run"
     overflow = ("--config.optimizer.learning_rate=3e38", "--config.optimizer.weight_decay=1000.0")
-    arguments = (*tiny, *overflow, f"--workdir={workdir}")
+    arguments = (*tiny, *overflow, f"--config.optimizer.name={optimizer}", f"--workdir={workdir}")
     ended = command("mnist_flax.main", *arguments, status=1)
     assert "parameters or the optimizer's averages became NaN or infinite at step 1" in ended.stderr
     assert "--config.debug=true" in ended.stderr and len(ended.stderr.splitlines()) == 1
