@@ -215,8 +215,7 @@ def _check_fields(values: Mapping, reference: Mapping) -> None:
         kind = _OPTIONAL.get(key, type(default))
         if key in _OPTIONAL and value is None:
             continue
-        expected = (int, float) if kind is float else kind
-        if not isinstance(value, expected) or (isinstance(value, bool) and kind is not bool):
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise UserError(f"config.{key}={value!r} must be of type {kind.__name__}")
 
 

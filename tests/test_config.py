@@ -42,7 +42,18 @@ def test_any_value_is_accepted_or_refused_in_one_line(key, value):
     except UserError as error:
         assert "\n" not in str(error) and key.split(".")[-1].split("_")[0] in str(error)
     else:
-        assert isinstance(value, type(FIELDS[key]) | int) or FIELDS[key] is None
+        assert FIELDS[key] is None or isinstance(config_lib.flatten(config)[key], type(FIELDS[key]))
+
+
+def test_a_whole_number_where_a_fraction_is_due_is_refused_unless_it_was_converted():
+    """Only floats are hyperparameters: `train.hyperparameters` would miss it."""
+    config = config_lib.default_config()
+    config.augment.rotation = 10
+    config_lib.check(config)
+    assert isinstance(config.augment.rotation, float)
+    config.augment = ConfigDict(config.augment.to_dict() | {"rotation": 10})
+    with pytest.raises(UserError, match=r"augment\.rotation=10 must be of type float"):
+        config_lib.check(config)
 
 
 @given(
