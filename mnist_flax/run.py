@@ -47,10 +47,8 @@ class Run(NamedTuple):
 
 
 def new_directory(config_name: str, root: Path = Path("runs")) -> Path:
-    """A path `runs/<config name>/<UTC time>` that does not exist yet; it is not created."""
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
-    candidates = (root / config_name / f"{now}{suffix}" for suffix in ("", *(f".{i}" for i in range(2, 1000))))
-    return next(path for path in candidates if not path.exists())
+    """A path `runs/<config name>/<UTC time>`, to the microsecond: runs started at once differ. It is not created."""
+    return root / config_name / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%fZ")
 
 
 def read_summary(directory: Path) -> dict | None:
@@ -166,10 +164,9 @@ def read_members(directory: Path) -> list[dict[str, Any]]:
     try:
         if len(members) > MOST_MEMBERS:
             raise ValueError(f"more than {MOST_MEMBERS} members")
-        return [
-            {name: kind(member[name]) for name, kind in kinds.items()} | {"config": _config(directory, member)}
-            for member in members
-        ]
+        if any(type(member[name]) is not kind for member in members for name, kind in kinds.items()):
+            raise TypeError("a field of another type")
+        return [{name: member[name] for name in kinds} | {"config": _config(directory, member)} for member in members]
     except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{directory / 'config.json'} was damaged: make the ensemble anew elsewhere") from error
 

@@ -181,6 +181,15 @@ def test_wrong_arguments_get_one_line(digits_ensemble, tmp_path):
     assert "holds an ensemble" in command(*main, status=2).stderr
 
 
+@pytest.mark.parametrize("field", ["path", "seed", "test_accuracy"])
+def test_a_member_of_another_type_is_damage(digits_ensemble, tmp_path, field):
+    recorded = run.read_recorded(digits_ensemble[0])
+    recorded["members"][1][field] = [recorded["members"][1][field]] if field == "path" else "0.9"
+    run.write_json(tmp_path / "config.json", recorded)
+    with pytest.raises(UserError, match="damaged"):
+        run.read_members(tmp_path)
+
+
 def test_members_that_cannot_be_are_refused(digits_ensemble, tmp_path):
     directory, (first, *_) = digits_ensemble
     unfinished = shutil.copytree(first, tmp_path / "unfinished")

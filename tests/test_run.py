@@ -1,5 +1,6 @@
 import json
 import re
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -28,9 +29,9 @@ def test_new_directories_never_collide(tmp_path):
     made = []
     for _ in range(3):
         made.append(run.new_directory("digits", tmp_path))
-        made[-1].mkdir(parents=True)
-    assert len(set(made)) == 3
-    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ(\.\d)?", path.name) for path in made)
+        time.sleep(1e-4)
+    assert len(set(made)) == 3 and sorted(made) == made
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{6}Z", path.name) for path in made)
 
 
 def test_a_directory_is_held_by_one_process(directory):
