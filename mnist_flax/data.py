@@ -255,9 +255,18 @@ def _read_cache(path: Path, fingerprint: str) -> dict[str, Split] | None:
         with np.load(path) as arrays:  # zip's checksums of each array are checked in reading
             if arrays["fingerprint"].item() != fingerprint:
                 return None
-            return {split: Split(arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in ("train", "test")}
+            decoded = {
+                split: Split(arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in ("train", "test")
+            }
     except (OSError, EOFError, KeyError, TypeError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error):
         return None  # absent or damaged: decoded again
+    whole = all(
+        images.shape == (labels.size, 28, 28)
+        and labels.ndim == 1
+        and (images.dtype, labels.dtype) == (np.uint8, np.int32)
+        for images, labels in decoded.values()
+    )
+    return decoded if whole else None
 
 
 def _write_cache(path: Path, fingerprint: str, decoded: dict[str, Split]) -> None:

@@ -237,6 +237,23 @@ def test_a_copy_of_other_files_is_not_used(tiny, tiny_data_dir, monkeypatch):
     assert same(data.load(tiny()), before)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays: {"train_images": arrays["train_images"][:, ::2, ::2]},
+        lambda arrays: {"test_labels": arrays["test_labels"][:-1]},
+        lambda arrays: {"train_labels": arrays["train_labels"].astype(np.int64)},
+    ],
+)
+def test_a_copy_that_another_program_made_otherwise_is_not_used(tiny, tiny_data_dir, change):
+    before = data.load(tiny())
+    copy = tiny_data_dir / ".mnist_flax" / "mnist.npz"
+    with np.load(copy) as arrays:
+        changed = {name: arrays[name] for name in arrays.files}
+    np.savez(copy, **(changed | change(changed)))
+    assert same(data.load(tiny()), before)
+
+
 @pytest.mark.parametrize("position", [40_000, 70_000])
 def test_a_flipped_bit_in_a_prepared_file_is_found(tiny, tiny_data_dir, tmp_path, position):
     directory = shutil.copytree(tiny_data_dir, tmp_path / "copy")
