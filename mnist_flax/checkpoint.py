@@ -133,13 +133,13 @@ class Checkpoints:
                 if jax.process_index() == 0:
                     durable.sync_tree(self._directory / str(checkpoint.step))  # if its writer died before it did so
                 self._durable = checkpoint.step
+                self._remove_after(checkpoint.step)
                 return restored
         if checkpoints:
             raise RunError(f"no checkpoint in {self._directory} can be read: remove the run directory to start anew")
         return None
 
-    def remove_after(self, step: int) -> None:
-        """Removes checkpoints later than `step`, which a fall-back found damaged."""
+    def _remove_after(self, step: int) -> None:
         for checkpoint in self._orbax.checkpoints:
             if checkpoint.step > step:
                 self._scores.pop(checkpoint.step, None)
@@ -175,7 +175,10 @@ def load(directory: Path, which: str, abstract_state: Any) -> tuple[Any, dict]:
             return _load(orbax, step, abstract_state)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise RunError(f"checkpoint {step} in {directory} cannot be read: {reason}") from error
+            other = "last" if which == "best" else "best"
+            raise RunError(
+                f"checkpoint {step} in {directory} cannot be read ({reason}): try --checkpoint={other}, or train anew"
+            ) from error
 
 
 def _load(orbax: ocp.training.Checkpointer, step: int, abstract_state: Any) -> tuple[Any, dict]:

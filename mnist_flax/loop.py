@@ -142,7 +142,6 @@ def _start(
     """State and record of the newest checkpoint, or fresh ones."""
     restored = checkpoints.restore_latest(train.abstract_state(config, num_classes, mesh))
     if restored:
-        checkpoints.remove_after(int(restored[0].step))
         return restored
     init = jax.jit(
         lambda seed: train.init_state(config, num_classes, seed), out_shardings=NamedSharding(mesh, devices.EVERYWHERE)
