@@ -12,7 +12,6 @@ from mnist_flax import (
     cli,
     data,
     devices,
-    durable,
     evaluate,
     hosts,
     metrics,
@@ -79,8 +78,9 @@ def conclude(config: ConfigDict, splits: data.Splits, result: Result, directory:
         "images_per_second": examples / result.train_seconds,
         "device": f"{device['count']} x {device['kind']}",
     }
-    run.write_json(directory / "evaluation_test.json", {"dataset": config.dataset, "split": "test"} | test)
-    page = report.write(
+    which = {"dataset": config.dataset, "split": "test", "checkpoint": config.checkpoint.select}
+    run.write_json(directory / "evaluation_test.json", which | test)
+    report.write(
         directory,
         summary=summary,
         images=splits.test.images,
@@ -89,8 +89,6 @@ def conclude(config: ConfigDict, splits: data.Splits, result: Result, directory:
         kernel=model.first_kernel(state.variables()),
         class_names=names,
     )
-    durable.sync(page)  # the summary's presence says that all else is there
-    durable.sync_tree(directory / run.FIGURES)
     summary["total_seconds"] = result.earlier_seconds + time.perf_counter() - cli.STARTED
     run.write_json(directory / "summary.json", summary)
     progress.print_summary(summary)

@@ -127,7 +127,8 @@ def conclude(ensemble: run.Run, members: Sequence[Member], splits) -> dict[str, 
     logits = split_logits(splits.test)
     test = metrics.evaluate_logits(logits, splits.test.labels)
     seconds = time.perf_counter() - cli.STARTED
-    run.write_json(directory / "evaluation_test.json", {"dataset": config.dataset, "split": "test"} | test)
+    which = {"dataset": config.dataset, "split": "test", "checkpoint": config.checkpoint.select}
+    run.write_json(directory / "evaluation_test.json", which | test)
     validation_accuracy = None
     if len(splits.validation.labels):
         scores = metrics.evaluate_logits(split_logits(splits.validation), splits.validation.labels)

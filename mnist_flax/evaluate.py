@@ -70,7 +70,8 @@ def main(argv: list[str]) -> None:
         model, name = views.look_again(model, config, _VIEWS.value), f"{name}_{_VIEWS.value}_views"
     evaluation = train.make_evaluate(model, mesh)
     logits = split_logits(evaluation, trained.variables, split, config.eval_batch_size, mesh)
-    scores = {"dataset": config.dataset, "split": _SPLIT.value} | metrics.evaluate_logits(logits, split.labels)
+    which = {"dataset": config.dataset, "split": _SPLIT.value, "checkpoint": named.checkpoint(config)}
+    scores = which | metrics.evaluate_logits(logits, split.labels)
     path = trained.directory / f"{name}.json"
     run.write_json(path, scores)
     progress.print_scores(scores, trained.class_names)

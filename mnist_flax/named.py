@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from mnist_flax import run
 
@@ -18,3 +19,8 @@ def load(directory: Path | str) -> run.Run:
     if _DATA_DIR.value:
         trained.config.data_dir = _DATA_DIR.value
     return trained
+
+
+def checkpoint(config: ConfigDict) -> str:
+    """Which checkpoint of a run of this config `load` takes."""
+    return _CHECKPOINT.value or config.checkpoint.select

@@ -103,6 +103,7 @@ def test_evaluate_repeats_the_recorded_score(undisturbed):
     best = max(r["accuracy"] for r in records(workdir) if r["split"] == "validation")
     validation = json.loads((workdir / "evaluation_validation.json").read_text())
     assert validation["accuracy"] == pytest.approx(best, abs=1e-6)
+    assert (scores["checkpoint"], validation["checkpoint"]) == ("last", "best")
 
 
 @pytest.mark.parametrize("feed", ["device", "stream"])
@@ -210,6 +211,13 @@ def test_a_mistake_gets_one_line_and_status_2(arguments, hint, digits_data_dir):
     ended = command("mnist_flax.main", *base, f"--config.data_dir={digits_data_dir}", *arguments, status=2)
     assert len(ended.stderr.strip().splitlines()) == 1 and ended.stderr.startswith("error: "), ended.stderr
     assert hint in ended.stderr
+
+
+def test_a_recipe_that_cannot_be_imported_gets_one_line(tmp_path):
+    for line in ("import nothing_of_the_kind", "from configs import nothing_of_the_kind", "nothing_of_the_kind"):
+        (tmp_path / "mine.py").write_text(f"{line}\n")
+        error = command("mnist_flax.main", f"--config={tmp_path / 'mine.py'}", status=2).stderr
+        assert error.startswith("error: ") and error.count("\n") == 1 and "nothing_of_the_kind" in error
 
 
 def test_another_config_in_the_directory_is_refused_and_named(undisturbed, small):
