@@ -16,7 +16,8 @@ from absl import app, flags, logging
 STARTED = time.perf_counter()  # every command imports this module first: about when its process began
 # Failures of storage, which can come up wherever a file is written: one line says all there is to say.
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES}
-_NAME_ERRORS = {errno.ENAMETOOLONG, errno.ELOOP}  # of a path that no file can have
+# Of a path that no file can have, or that is a directory where a file is wanted, or the other way round.
+_NAME_ERRORS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 # While one of our commands still imports what it needs, Ctrl-C ends it at once; a traceback would tell nothing.
@@ -76,7 +77,7 @@ def flag_errors() -> Iterator[None]:
     """Turns whatever absl and ml_collections raise over a flag into a UserError (absl's own exit status would be 1)."""
     try:
         yield
-    except (flags.Error, AttributeError, LookupError, TypeError, ValueError, OSError) as error:
+    except (flags.Error, AttributeError, ImportError, LookupError, NameError, TypeError, ValueError, OSError) as error:
         reason = error.args[0] if error.args else error
         while isinstance(reason, Exception) and reason.args:  # ml_collections wraps one in another
             reason = reason.args[0]
@@ -115,10 +116,13 @@ def report(error: BaseException) -> int | None:
     """Says in one line what went wrong; gives the exit status. None, and nothing said: this needs a traceback."""
     if isinstance(error, KeyboardInterrupt):
         return 130  # as shells report a command that Ctrl-C ended
+    if isinstance(error, BrokenPipeError):  # who reads what is printed has seen enough (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or flushing at the end would say so at length
+        return 141  # as shells report a command that SIGPIPE ended
     if not isinstance(error, UserError | RunError | OSError):
         return None
     if isinstance(error, OSError) and error.errno in _NAME_ERRORS:
-        error = UserError(f"{error.filename} cannot be the name of a file ({error.strerror}): choose another")
+        error = UserError(f"{error.filename} cannot be used ({error.strerror}): choose another name")
     if isinstance(error, OSError) and error.errno not in _STORAGE_ERRORS:
         return None
     logging.flush()

@@ -9,7 +9,7 @@ from PIL import Image
 
 from mnist_flax import data, run
 from tests import forms
-from tests.commands import ROOT, command, environment
+from tests.commands import ROOT, command, environment, start
 
 
 def predict(*arguments, status: int = 0):
@@ -64,6 +64,15 @@ def test_directories_and_lists(digits_run, folder, ways):
     assert done.returncode == 0, done.stderr
     answers = [line.rpartition(": ")[2][0] for line in done.stdout.splitlines()]
     assert answers == ["3", "7"] * (2 if ways == "both" else 1)
+
+
+def test_a_reader_that_has_seen_enough_ends_it(digits_run, folder):
+    """As in `predict ... | head -1`."""
+    process = start("mnist_flax.predict", digits_run, folder)
+    process.stdout.close()
+    process.wait(300)
+    assert (process.returncode, process.stderr.read()) == (141, "")
+    process.stderr.close()
 
 
 def test_what_cannot_be_read_does_not_stop_the_rest(digits_run, folder, tmp_path):
