@@ -1,21 +1,19 @@
 # make train   create .venv, install, train on the embedded digits (CONFIG= and ARGS= choose otherwise)
-# make test    create .venv, install what tests need, lint, check types, run the tests
+# make test    create .venv, install what tests need, run them
+# make lint    the same, and check style and types
 
 PYTHON ?= python3
 CONFIG ?= configs/digits.py
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: train test test-slow lint clean
+.PHONY: train test lint clean
 
 train: .venv/installed
 	$(BIN)/python -m mnist_flax.main --config=$(CONFIG) $(ARGS)
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest -n auto
-
-test-slow: .venv/installed-test
-	$(BIN)/python -m pytest -m slow
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

@@ -23,9 +23,9 @@ def get_config() -> ConfigDict:
 
     # Model: one entry a convolutional layer; a tuple of length one applies to every layer
     config.model = ConfigDict()
-    config.model.channels = (32, 64, 64)
-    config.model.kernel_sizes = (3,)
-    config.model.strides = (1,)
+    config.model.channels = (32, 64, 64)  # features of each layer
+    config.model.kernel_sizes = (3,)  # pixels, square
+    config.model.strides = (1,)  # of the convolution, along both axes
     config.model.pool_sizes = (2, 2, 1)  # window and stride of the pooling after each layer; 1 is none
     config.model.padding = "SAME"  # SAME or VALID
     config.model.pooling = "max"  # max or avg
@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
     config.optimizer.schedule = "cosine"  # constant, exponential, cosine or one_cycle
     config.optimizer.warmup_epochs = 1.0  # linear warm-up of any schedule; rising part of one_cycle
     config.optimizer.decay_rate = 0.95  # factor an epoch, of exponential
-    config.optimizer.final_scale = 0.01  # last learning rate over the peak, of cosine and one_cycle
+    config.optimizer.final_scale = 0.01  # learning rate after the last step over the peak, of cosine and one_cycle
     config.optimizer.b1 = 0.9  # adam, adamw, lion, and biases of muon
     config.optimizer.b2 = 0.999  # likewise
     config.optimizer.eps = 1e-8  # adam, adamw, and biases of muon
@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
     config.optimizer.clip_norm = 0.0  # largest global norm of the gradient; 0 is no clipping
     config.optimizer.accumulate_steps = 1  # each batch goes through the model in this many equal parts
     config.optimizer.ema_decay = 0.999  # exponential moving average of the parameters, which evaluation uses; 0 is none
-    config.optimizer.label_smoothing = 0.0
+    config.optimizer.label_smoothing = 0.0  # share of the target spread over all classes (Szegedy et al. 2016)
 
     # Augmentation, on the device inside the compiled step; each drawn per example, 0 is off
     config.augment = ConfigDict()
@@ -78,9 +78,9 @@ def get_config() -> ConfigDict:
     config.augment.final_scale = 0.3  # of all of the above there, but elastic_sigma
 
     # Training
-    config.num_epochs = 15
-    config.batch_size = 128
-    config.eval_batch_size = 1_000
+    config.num_epochs = 15  # passes over the training examples
+    config.batch_size = 128  # examples a step, over all devices
+    config.eval_batch_size = 1_000  # of memory and speed alone: results do not depend on it
     config.target_accuracy = 0.0  # stop once validation accuracy reaches it; 0 is never
     config.patience = 0  # stop after this many epochs without a better validation accuracy; 0 is never
     config.debug = False  # check every step, slowly, and name the layer in which a number is not finite

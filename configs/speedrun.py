@@ -21,7 +21,6 @@ def get_config() -> ConfigDict:
 
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 1e-2
-    config.optimizer.momentum = 0.9
     config.optimizer.schedule = "one_cycle"
     config.optimizer.warmup_epochs = 0.1
     config.optimizer.ema_decay = 0.0
@@ -33,5 +32,4 @@ def get_config() -> ConfigDict:
     config.augment.shear = 0.0
 
     config.num_epochs = 1
-    config.batch_size = 128
     return config

@@ -26,7 +26,6 @@ def get_config() -> ConfigDict:
     config.optimizer.schedule = "one_cycle"
     config.optimizer.warmup_epochs = 3.0
     config.optimizer.final_scale = 1e-3
-    config.optimizer.ema_decay = 0.999
 
     # Mild, for the same reason.
     config.augment.rotation = 8.0
@@ -35,5 +34,4 @@ def get_config() -> ConfigDict:
     config.augment.shear = 0.1
 
     config.num_epochs = 30
-    config.batch_size = 128
     return config
