@@ -1,4 +1,4 @@
-"""The convolutional network as Linen modules; the only file that knows Linen's API.
+"""The convolutional network: the only file that defines Linen modules.
 
 How a convolution is computed, and in which layout, is `conv.py`'s business: `impl` only passes through here.
 """

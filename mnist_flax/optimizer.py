@@ -24,7 +24,7 @@ def make_schedule(
     """Learning rate as a function of the number of updates done.
 
     `constant`, `exponential` (times `decay_rate` an epoch, continuously) and `cosine` (Loshchilov and Hutter
-    2017: to `final_scale` of the peak at the last step) rise linearly over `warmup_epochs`. `one_cycle` (Smith and
+    2017: to `final_scale` of the peak, after the last step) rise linearly over `warmup_epochs`. `one_cycle` (Smith and
     Topin 2018) rises along a cosine from 1/25 of the peak over `warmup_epochs`, then falls along one.
     """
     peak, final = hyper["optimizer.learning_rate"], hyper["optimizer.final_scale"]

@@ -62,7 +62,7 @@ def print_summary(summary: dict) -> None:
     """Prints the summary of a finished run, one field a row."""
     table = Table(show_header=False)
     for name, value in summary.items():
-        shown = f"{value:.2%}" if "accuracy" in name and value is not None else value
+        shown = f"{value:.2%}" if name.endswith("accuracy") and value is not None else value
         table.add_row(name, f"{shown:,.4g}" if isinstance(shown, float) else str(shown))
     console.print(table)
 

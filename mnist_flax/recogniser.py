@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from mnist_flax import calibration, cli, durable, metrics, run
+from mnist_flax import calibration, cli, metrics, run
 from mnist_flax.calibration import Calibration
-from mnist_flax.run import Run
+from mnist_flax.run import Run, write_json
 
 # A batch is padded to the next of these, so that few programs are compiled.
 BATCH_SIZES = (1, 4, 16, 64, 256, 1024, 2048)
@@ -48,9 +47,12 @@ def load_reader(trained: Run, threshold: float | None = None) -> Reader:
     fitted = load_calibration(trained, logits)
     if fitted is None:
         if threshold is None:
+            why, remedy = "its validation examples are not at hand", "name their place with --data_dir=DIR, or "
+            if trained.config.validation_examples == 0:
+                why, remedy = "no examples were held out from its training", ""
             print(
-                f"note: {trained.directory} is not calibrated, since its validation examples are not at hand: answers "
-                f"below {DEFAULT_THRESHOLD:.0%} are '?'; name their place with --data_dir=DIR, or set --threshold=P",
+                f"note: {trained.directory} is not calibrated, since {why}: answers below {DEFAULT_THRESHOLD:.0%} "
+                f"are '?'; {remedy}set --threshold=P",
                 file=sys.stderr,
             )
         fitted = Calibration(1.0, DEFAULT_THRESHOLD)
@@ -128,7 +130,7 @@ def load_calibration(run: Run, logits: Recogniser) -> Calibration | None:
         "digest": digest,
     }
     with contextlib.suppress(OSError):  # a run that may only be read is calibrated anew each time
-        durable.write(path, (json.dumps(record, indent=2) + "\n").encode())
+        write_json(path, record)
     return fitted
 
 
@@ -151,7 +153,7 @@ def _validation_split(run: Run):
 def splits_at_hand(run: Run):
     """The run's `data.Splits`; None if they are not at hand: nothing is downloaded for it.
 
-    Raises UserError if the dataset is damaged.
+    Raises UserError if the dataset is damaged, or the embedded one cannot be prepared.
     """
     from mnist_flax import data, prepare
 

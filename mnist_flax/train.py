@@ -275,7 +275,7 @@ def make_train_steps(config: ConfigDict, num_classes: int, steps_per_epoch: int,
 
 def split_batches(mesh: Mesh, images, labels, batch_size: int) -> tuple[Array, Array]:
     """A split on the devices in padded batches: images [batches, batch, 28, 28] and labels, -1 where padded."""
-    devices = mesh.size
+    devices = mesh.shape[BATCH_AXIS]
     batch_size = -(-batch_size // devices) * devices
     count = -(-len(labels) // batch_size)
     padding = count * batch_size - len(labels)

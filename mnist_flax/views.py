@@ -40,10 +40,13 @@ def look_again(network: CNN | Ensemble, config: ConfigDict, copies: int) -> View
     """`copies` views, moved by `augment.final_scale` of what the network was trained with, as a gentle end is.
 
     Raises:
-      UserError: it was trained without moving images.
+      UserError: it was trained without moving images, or with a scale of 0.
     """
     fields = config.augment
     strength = {kind: fields.final_scale * fields[kind] for kind in MOVES if fields.final_scale * fields[kind]}
     if not strength:
-        raise cli.UserError("the run was trained on images that were not moved: leave out --views")
+        raise cli.UserError(
+            "views are moved by config.augment.final_scale of what training did, which is nothing in this run: "
+            "leave out --views"
+        )
     return Views(network, strength, copies)

@@ -87,5 +87,5 @@ def test_mistakes(digits_run, trained, network):
     config = trained.config.copy_and_resolve_references()
     for kind in ("rotation", "shift", "zoom", "shear"):
         config.augment[kind] = 0.0
-    with pytest.raises(UserError, match="not moved"):
+    with pytest.raises(UserError, match="nothing in this run"):
         views.look_again(network, config, 4)
