@@ -15,20 +15,11 @@ from absl import app, flags, logging
 
 STARTED = time.perf_counter()  # every command imports this module first: about when its process began
 # Failures of storage, which can come up wherever a file is written: one line says all there is to say.
-_STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES}
+_STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
+_PERMISSION_ERRORS = {errno.EACCES, errno.EROFS}
 # Of a path that no file can have, or that is a directory where a file is wanted, or the other way round.
 _NAME_ERRORS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-# While one of our commands still imports what it needs, Ctrl-C ends it at once; a traceback would tell nothing.
-_main = getattr(sys.modules.get("__main__"), "__spec__", None)
-_IMPORTING = (
-    _main is not None
-    and _main.parent.partition(".")[0] in ("mnist_flax", "experiments")
-    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-)
-if _IMPORTING:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class UserError(ValueError):
@@ -77,7 +68,7 @@ def flag_errors() -> Iterator[None]:
     """Turns whatever absl and ml_collections raise over a flag into a UserError (absl's own exit status would be 1)."""
     try:
         yield
-    except (flags.Error, AttributeError, ImportError, LookupError, NameError, TypeError, ValueError, OSError) as error:
+    except (flags.Error, AttributeError, LookupError, TypeError, ValueError, OSError) as error:
         reason = error.args[0] if error.args else error
         while isinstance(reason, Exception) and reason.args:  # ml_collections wraps one in another
             reason = reason.args[0]
@@ -121,10 +112,13 @@ def report(error: BaseException) -> int | None:
         return 141  # as shells report a command that SIGPIPE ended
     if not isinstance(error, UserError | RunError | OSError):
         return None
-    if isinstance(error, OSError) and error.errno in _NAME_ERRORS:
-        error = UserError(f"{error.filename} cannot be used ({error.strerror}): choose another name")
-    if isinstance(error, OSError) and error.errno not in _STORAGE_ERRORS:
-        return None
+    if isinstance(error, OSError):
+        if error.errno in _NAME_ERRORS:
+            error = UserError(f"{error.filename} cannot be used ({error.strerror}): choose another name")
+        elif error.errno in _PERMISSION_ERRORS:
+            error = UserError(f"{error.filename} may not be used ({error.strerror}): change that, or name a copy")
+        elif error.errno not in _STORAGE_ERRORS:
+            return None
     logging.flush()
     print_error(error)
     return 2 if isinstance(error, UserError) else 1
@@ -150,7 +144,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")  # names of files are bytes
-    if _IMPORTING:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see mnist_flax/__init__.py
         signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_worth_showing)

@@ -3,7 +3,10 @@
 import difflib
 import importlib.util
 import os
+import re
+import runpy
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -91,6 +94,7 @@ def define_flag(argv: Sequence[str] | None = None) -> tuple[flags.FlagHolder, li
     arguments = [program, *sorted(arguments, key=lambda argument: not argument.startswith("--config="))]
     _make_recipes_importable()
     try:
+        _try_recipe(arguments)
         with cli.flag_errors():
             holder = config_flags.DEFINE_config_file(
                 "config",
@@ -106,15 +110,36 @@ def define_flag(argv: Sequence[str] | None = None) -> tuple[flags.FlagHolder, li
 
 
 def recipe_path() -> str:
-    """Path of the recipe that `--config` named.
+    """Path of the recipe that `--config` named."""
+    return config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]  # get_config's argument follows
+
+
+def _try_recipe(arguments: Sequence[str]) -> None:
+    """Runs the recipe that the arguments name: ml_collections would bury what is wrong with one.
 
     Raises:
-      UserError: there is no such file.
+      UserError: it is no file, or fails; the line is named.
     """
-    path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]  # get_config's argument follows
+    follows = dict(zip(arguments, [*arguments[1:], ""], strict=True))
+    names = [word.partition("=")[2] or follows[word] for word in arguments if re.match("--?config(=|$)", word)]
+    if not names:
+        return
+    path, _, argument = names[0].partition(":")
     if not Path(path).is_file():
         raise UserError(f"--config={path} is no file: name a recipe, such as configs/default.py")
-    return path
+    try:
+        get_config = runpy.run_path(path).get("get_config")
+        if get_config is None:
+            raise UserError(f"--config={path} has no function get_config(): see configs/default.py")
+        get_config(argument) if argument else get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        where = f", line {line}" if line else ""
+        reason = " ".join(str(error).split())
+        raise UserError(f"--config={path}{where}: {type(error).__name__}: {reason}") from error
 
 
 def _find_recipe(argument: str) -> str:

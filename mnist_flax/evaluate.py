@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from mnist_flax import cli, named
 
+flags.adopt_module_key_flags(named)
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "split to score.")
 _CORRUPTIONS = flags.DEFINE_bool(
     "corruptions", False, "instead, how well the split is read corrupted, turned, scaled and shifted, and how surely."
@@ -73,8 +74,8 @@ def main(argv: list[str]) -> None:
     which = {"dataset": config.dataset, "split": _SPLIT.value, "checkpoint": named.checkpoint(config)}
     scores = which | metrics.evaluate_logits(logits, split.labels)
     path = trained.directory / f"{name}.json"
-    run.write_json(path, scores)
     progress.print_scores(scores, trained.class_names)
+    run.write_json(path, scores)
     print(f"written to {path}")
 
 

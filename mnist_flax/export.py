@@ -7,11 +7,11 @@ whole test split.
 from pathlib import Path
 
 from absl import flags
-from rich.table import Table
 
 from mnist_flax import cli, formats, named
-from mnist_flax.progress import console
+from mnist_flax.progress import console, table
 
+flags.adopt_module_key_flags(named)
 _FORMAT = flags.DEFINE_enum("format", None, list(formats.FORMATS), "what to write.")
 _OUTPUT = flags.DEFINE_string("output", None, "directory to write to; RUN/export if not given.")
 
@@ -19,11 +19,11 @@ _OUTPUT = flags.DEFINE_string("output", None, "directory to write to; RUN/export
 def print_export(export: formats.Export) -> None:
     """Prints what was written, and how it stands beside the Flax model."""
     name, comparison = export.name, export.comparison
-    table = Table("", "accuracy", *(f"ms at batch {batch}" for batch in export.latencies))
+    shown = table("", "accuracy", *(f"ms at batch {batch}" for batch in export.latencies))
     for model, accuracy in ((name, comparison.accuracy), ("Flax", comparison.flax_accuracy)):
         spans = (models[model] for models in export.latencies.values())
-        table.add_row(model, f"{accuracy:.2%}", *(f"{ms.median:.3g} ({ms.low:.3g} to {ms.high:.3g})" for ms in spans))
-    console.print(table)
+        shown.add_row(model, f"{accuracy:.2%}", *(f"{ms.median:.3g} ({ms.low:.3g} to {ms.high:.3g})" for ms in spans))
+    console.print(shown)
     console.print(f"on all {comparison.examples:,} test examples, on the CPU; times: median (quartiles), in turns")
     console.print(f"largest difference of a probability {comparison.largest_difference:.2g}")
     console.print(f"written to {export.path} ({export.path.stat().st_size:,} bytes)")

@@ -14,6 +14,8 @@ _CONFIG, _ARGUMENTS = config_lib.define_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory; a new one under runs/ if not given.")
 _TRAIN_ONLY = flags.DEFINE_bool("train_only", False, "end before the test set is scored; without it the run goes on.")
 hosts.define_flags()
+flags.adopt_module_key_flags(hosts)
+flags.declare_key_flag("config")
 
 
 def main(argv: list[str]) -> int:

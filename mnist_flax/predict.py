@@ -14,6 +14,7 @@ from absl import flags
 
 from mnist_flax import cli, named
 
+flags.adopt_module_key_flags(named)
 _LAYOUT = flags.DEFINE_enum(
     "layout", "digit", ["digit", "line", "page"], "one digit an image, one line of numbers, or a page of lines."
 )

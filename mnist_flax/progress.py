@@ -1,29 +1,40 @@
 """What a person sees of a run: a parameter table, a live bar in a terminal, a plain line an epoch elsewhere."""
 
 import contextlib
+import os
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
-console = Console(highlight=False, soft_wrap=True, markup=False)  # names of runs and devices are no markup
+# Rich would cut tables in files and pipes to 80 columns.
+_WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+console = Console(highlight=False, soft_wrap=True, markup=False, width=_WIDTH)  # names of runs are no markup
+
+
+def table(*headings: str, title: str | None = None, **options: Any) -> Table:
+    """A table of text and, from the second column on, numbers; what does not fit is folded, never left out."""
+    first, *rest = headings
+    columns = Column(first, overflow="fold"), *(Column(name, overflow="fold", justify="right") for name in rest)
+    return Table(*columns, title=title, title_justify="left", **options)
 
 
 def print_parameters(params: dict) -> int:
     """Prints name, shape and size of every parameter; gives their number."""
     import jax
 
-    table = Table("parameter", "shape", "size", title="Parameters", title_justify="left")
-    table.columns[2].justify = "right"
+    shown = table("parameter", "shape", "size", title="Parameters")
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     for path, leaf in leaves:
         name = "/".join(entry.key for entry in path)
-        table.add_row(name, " x ".join(map(str, leaf.shape)), f"{leaf.size:,}")
+        shown.add_row(name, " x ".join(map(str, leaf.shape)), f"{leaf.size:,}")
     total = sum(leaf.size for _, leaf in leaves)
-    table.add_section()
-    table.add_row("total", "", f"{total:,}")
-    console.print(table)
+    shown.add_section()
+    shown.add_row("total", "", f"{total:,}")
+    console.print(shown)
     return total
 
 
@@ -35,7 +46,7 @@ class Bar:
 
     def update(self, step: int, epoch: int, loss: float, accuracy: float, images_per_second: float) -> None:
         if self._progress:
-            text = f"epoch {epoch}  loss {loss:.4f}  accuracy {accuracy:.2%}  {images_per_second:,.0f} images/s"
+            text = f"epoch {epoch} loss {loss:.4f} accuracy {accuracy:.2%} {images_per_second:,.0f} images/s"
             self._progress.update(self._task, completed=step, metrics=text)
 
     def line(self, text: str) -> None:
@@ -49,22 +60,20 @@ def bar(total_steps: int, first_step: int) -> Iterator[Bar]:
     if not console.is_terminal:
         yield Bar(None, None)
         return
-    columns = (
-        BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, TextColumn("{task.fields[metrics]}"), console=console) as progress:
+    # All of it fits into 80 characters, the bar getting what is left.
+    columns = BarColumn(bar_width=None), TextColumn("{task.percentage:.0f}%"), TimeRemainingColumn()
+    with Progress(*columns, TextColumn("{task.fields[metrics]}"), console=console, expand=True) as progress:
         yield Bar(progress, progress.add_task("", total=total_steps, completed=first_step, metrics=""))
 
 
 def print_summary(summary: dict) -> None:
     """Prints the summary of a finished run, one field a row."""
-    table = Table(show_header=False)
+    fields = table("", "", show_header=False)
+    fields.columns[1].justify = "left"
     for name, value in summary.items():
         shown = f"{value:.2%}" if name.endswith("accuracy") and value is not None else value
-        table.add_row(name, f"{shown:,.4g}" if isinstance(shown, float) else str(shown))
-    console.print(table)
+        fields.add_row(name, f"{shown:,.4g}" if isinstance(shown, float) else str(shown))
+    console.print(fields)
 
 
 def print_scores(scores: dict, class_names: tuple[str, ...]) -> None:
@@ -74,11 +83,11 @@ def print_scores(scores: dict, class_names: tuple[str, ...]) -> None:
     console.print(f"accuracy {scores['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})")
     console.print(f"negative log-likelihood {scores['negative_log_likelihood']:.4f} nats")
     console.print(f"expected calibration error {scores['expected_calibration_error']:.4f}")
-    table = Table("label", *class_names, "precision", "recall", title="Predictions", title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    names = [name if name == str(i) else f"{i} {name}" for i, name in enumerate(class_names)]
+    headings = ("label", *map(str, range(len(names))), "precision", "recall")
+    predictions = table(*headings, title="Predictions", box=None, collapse_padding=True, pad_edge=False)
     for row, cells in zip(scores["per_class"], scores["confusion"], strict=True):
         shares = (row[key] for key in ("precision", "recall"))
         ends = ("-" if share is None else f"{share:.2%}" for share in shares)
-        table.add_row(class_names[row["class"]], *map(str, cells), *ends)
-    console.print(table)
+        predictions.add_row(names[row["class"]], *map(str, cells), *ends)
+    console.print(predictions)

@@ -142,19 +142,15 @@ def _risk_coverage(logits: metrics.Logits, labels: metrics.Labels, points: int =
 
 def print_results(results: Mapping[str, Any]) -> None:
     """Prints what `summarize` found, the published severities marked."""
-    from rich.table import Table
-
-    from mnist_flax.progress import console
+    from mnist_flax.progress import console, table
 
     title = f"Accuracy under corruption by severity; * is the published MNIST-C ({results['examples']:,} examples)"
-    table = Table("corruption", *map(str, SEVERITIES), title=title, title_justify="left")
+    shown = table("corruption", *map(str, SEVERITIES), title=title)
     for name, row in results["corruptions"].items():
         marks = ("*" if severity == row["published_severity"] else " " for severity in SEVERITIES)
         cells = (f"{share:.2%}{mark}" for share, mark in zip(row["accuracy"], marks, strict=True))
-        table.add_row(name.replace("_", " "), *cells)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    console.print(table)
+        shown.add_row(name.replace("_", " "), *cells)
+    console.print(shown)
     console.print(f"clean {results['clean_accuracy']:.2%}")
     console.print(
         f"mean over the corruptions {results['corrupted_accuracy']:.2%} as published, "
@@ -175,6 +171,7 @@ def print_results(results: Mapping[str, Any]) -> None:
 def write(trained: Run, split: Split, name: str) -> None:
     """Measures a run on a split of that name, writes robustness.json and figures into its directory, and prints.
 
+    Of a split other than the test split, files have its name in theirs, and the report does not show them.
     Computed in float32; the temperature is that of the run's validation examples, where there are any.
     """
     from mnist_flax import recogniser, report, robustness_figures
@@ -184,8 +181,10 @@ def write(trained: Run, split: Split, name: str) -> None:
     temperature = fitted.temperature if fitted else None
     found = summarize(measure(logits_of, split), split.labels, temperature)
     results = {"dataset": trained.config.dataset, "split": name} | found
-    report.save_figures(trained.directory, robustness_figures.draw(results, split.images))
-    path = trained.directory / "robustness.json"
+    suffix = "" if name == "test" else f"_{name}"
+    drawn = robustness_figures.draw(results, split.images)
+    report.save_figures(trained.directory, {f"{figure}{suffix}": picture for figure, picture in drawn.items()})
+    path = trained.directory / f"robustness{suffix}.json"
     run.write_json(path, results)
     print_results(results)
     print(f"written to {path} and {path.parent / run.FIGURES}")

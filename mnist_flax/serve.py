@@ -10,6 +10,7 @@ from absl import flags
 
 from mnist_flax import cli, named
 
+flags.adopt_module_key_flags(named)
 _HOST = flags.DEFINE_string(
     "host", "127.0.0.1", "address to listen at; 0.0.0.0 lets everyone in who can reach this machine."
 )

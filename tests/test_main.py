@@ -2,6 +2,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mnist_flax import config as config_lib
 from tests.commands import ROOT, command, final_state, finish, records, start, wait_for
 
 # A small network with everything on that could depend on where a run was stopped.
@@ -213,11 +215,59 @@ def test_a_mistake_gets_one_line_and_status_2(arguments, hint, digits_data_dir):
     assert hint in ended.stderr
 
 
-def test_a_recipe_that_cannot_be_imported_gets_one_line(tmp_path):
-    for line in ("import nothing_of_the_kind", "from configs import nothing_of_the_kind", "nothing_of_the_kind"):
-        (tmp_path / "mine.py").write_text(f"{line}\n")
-        error = command("mnist_flax.main", f"--config={tmp_path / 'mine.py'}", status=2).stderr
-        assert error.startswith("error: ") and error.count("\n") == 1 and "nothing_of_the_kind" in error
+RECIPE = (
+    "from configs import default\ndef get_config():\n    config = default.get_config()\n    {}\n    return config\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "found"),
+    [
+        ("import nothing_of_the_kind\n", ", line 1: ModuleNotFoundError: No module named 'nothing_of_the_kind'"),
+        ("from configs import nothing_of_the_kind\n", ", line 1: ImportError"),
+        ("\ndef get_config(:\n", ", line 2: SyntaxError"),
+        ("nothing = 1\n", " has no function get_config()"),
+        (RECIPE.format("config.num_epochs = '3'"), ", line 4: TypeError"),
+        (RECIPE.format("config.model.channels = 64"), ", line 4: TypeError"),
+        (RECIPE.format("1 / 0"), ", line 4: ZeroDivisionError: division by zero"),
+        (b"\xff\xfe", ", line 1: SyntaxError"),
+    ],
+)
+def test_a_fault_in_a_recipe_is_named_with_its_line(recipe, found, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_bytes(recipe if isinstance(recipe, bytes) else recipe.encode())
+    for arguments in ([f"--config={path}"], ["--config", path, "--config.seed=1"]):
+        error = command("mnist_flax.main", *arguments, status=2).stderr
+        assert error.startswith(f"error: --config={path}{found}") and error.count("\n") == 1, error
+
+
+def test_the_recipe_in_the_readme_is_one(tmp_path):
+    (example,) = re.findall(r"```python\n(# configs/wide.py\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    namespace: dict = {}
+    exec(example, namespace)
+    config_lib.check(namespace["get_config"]())
+
+
+COMMANDS = sorted(
+    f"{path.parent.name}.{path.stem}"
+    for package in ("mnist_flax", "experiments")
+    for path in (ROOT / package).glob("*.py")
+    if "cli.run(main" in path.read_text()
+)
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_ctrl_c_while_it_imports_ends_it_quietly(module):
+    process = start(module)
+    wait_for(lambda: "_multiarray_umath" in Path(f"/proc/{process.pid}/maps").read_text(), process)  # NumPy comes early
+    process.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" not in finish(process, None).stderr
+
+
+def test_help_names_the_flags_that_modules_share():
+    for module, shared in (("main", ("--config:", "--num_processes")), ("evaluate", ("--checkpoint", "--data_dir"))):
+        out = command(f"mnist_flax.{module}", "--help", status=None).stdout
+        assert all(flag in out for flag in shared)
 
 
 def test_another_config_in_the_directory_is_refused_and_named(undisturbed, small):
