@@ -88,6 +88,7 @@ def main(argv: list[str]) -> int:
             case []:
                 search(stop)
             case ["confirm", place]:
+                stop.can_wait = True
                 confirm.run_confirmation(Path(place), _SEEDS.value, _POPULATION.value, _HEARTBEAT.value, stop)
             case _:
                 raise cli.UserError(

@@ -210,6 +210,22 @@ def test_asked_to_stop_it_queues_its_trials_and_prints_the_command(arguments, tm
     given_up, waiting = ([t for t in found if t.state == state] for state in (FAIL, WAITING))
     assert sorted(t.params.items() for t in given_up) == sorted(t.params.items() for t in waiting)
 
+    confirmed = ("confirm", place, "--seeds=60", "--population=3", "--heartbeat=1")
+    process = start("experiments.study", *confirmed)
+    wait_for(lambda: _confirmation(place, RUNNING), process, 500)
+    process.send_signal(signal.SIGTERM)
+    assert f"python -m experiments.study confirm {place}" in finish(process).stdout.splitlines()[-1]
+    assert not _confirmation(place, RUNNING) and _confirmation(place, WAITING)
+    assert len(_confirmation(place, COMPLETE, WAITING)) == 120
+
+
+def _confirmation(place, *states):
+    """Trials of the confirmation, as it is made and trained."""
+    record = directory.read(place)
+    database = storage.connect(record.storage, heartbeat=60)
+    names = [study.study_name for study in database.get_all_studies() if study.study_name != record.name]
+    return [t for name in names for t in optuna.load_study(study_name=name, storage=database).get_trials(states=states)]
+
 
 def _complete(place):
     try:
