@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 from mnist_flax.cli import UserError
 
 GRACE = 6  # heartbeats that may be missed: a worker may be busy compiling
+FAILURES = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)  # Optuna wraps most of the former
 _LOCK_KEY = 0x6D6E697374  # of PostgreSQL's advisory lock
 
 
@@ -130,7 +131,7 @@ def heartbeats(storage: RDBStorage, trial_ids: list[int]) -> Iterator[None]:
 
     def keep_beating() -> None:
         while not ended.wait(interval):
-            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):  # tried again; trials may have gone elsewhere
+            with contextlib.suppress(*FAILURES):  # tried again; trials may have gone elsewhere
                 beat()
 
     beat()

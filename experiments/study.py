@@ -76,9 +76,8 @@ def main(argv: list[str]) -> int:
     if importlib.util.find_spec("optuna") is None:
         raise cli.UserError("studies need Optuna: pip install 'mnist_flax[research]'")
     import optuna
-    import sqlalchemy
 
-    from experiments import confirm
+    from experiments import confirm, storage
 
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     warnings.filterwarnings("ignore", "Heartbeat of storage")  # ours is recorded by `storage.heartbeats`
@@ -96,7 +95,7 @@ def main(argv: list[str]) -> int:
                 )
     except KeyboardInterrupt:
         pass
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+    except storage.FAILURES as error:
         reason = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
         raise cli.RunError(f"the study's storage failed ({reason}); this command goes on where it was") from error
     if stop():

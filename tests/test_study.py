@@ -1,9 +1,11 @@
 import json
 import re
 import signal
+import time
 
 import optuna
 import pytest
+import sqlalchemy
 
 from experiments import confirm, directory, storage, worker
 from tests.commands import command, finish, kill_while, start, wait_for
@@ -232,6 +234,27 @@ def _complete(place):
         return bool(trials(place, COMPLETE))
     except Exception:
         return False
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_heartbeats_outlive_a_failure_of_the_database(tmp_path):
+    database = storage.connect(storage.default_url(tmp_path), heartbeat=1)
+    study = optuna.create_study(storage=database)
+    trial = study.ask()
+
+    def sql(text):
+        with database.engine.begin() as connection:
+            return connection.execute(sqlalchemy.text(text))
+
+    with storage.heartbeats(database, [trial._trial_id]):
+        sql("alter table trial_heartbeats rename to elsewhere")
+        time.sleep(2.5)  # in which two fail
+        sql("alter table elsewhere rename to trial_heartbeats")
+        sql("update trial_heartbeats set heartbeat = '2000-01-01 00:00:00'")
+        deadline = time.monotonic() + 20
+        while "2000" in sql("select heartbeat from trial_heartbeats").scalar():
+            assert time.monotonic() < deadline, "no heartbeat came"
+            time.sleep(0.02)
 
 
 def test_mistakes_get_one_line_and_leave_the_study_as_it_was(shared, arguments, tmp_path):
