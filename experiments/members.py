@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, Int32
 from ml_collections import ConfigDict
 
+from experiments import cores
 from mnist_flax import cli, data, devices, train
 from mnist_flax import config as config_lib
 from mnist_flax.model import make_model
@@ -98,7 +99,7 @@ def use_all_cores() -> None:
     """
     told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not told and jax.config.values["jax_num_cpu_devices"] < 1:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", len(cores.usable()))
 
 
 def make_mesh(available: Sequence[jax.Device] | None = None) -> Mesh:
