@@ -271,7 +271,7 @@ class _Group:
             share = -(-len(members) // self._devices)
         place = {member: slot for slot, member in enumerate(self._slots) if member >= 0}
         self._slots = self._deal(members, share)
-        take = np.array([place.get(member, 0) for member in self._slots])
+        take = np.array([place.get(member, 0) for member in self._slots], np.int32)  # there may be none
         self._states = jax.device_put(jax.tree.map(lambda x: x[take], self._current()), self._sharding)
 
     def advance(self, start: np.ndarray, stop: np.ndarray) -> dict[int, Record]:

@@ -122,6 +122,20 @@ def test_those_that_are_kept_go_on_as_if_all_were(mapping, configs):
             assert halved.test()[i]["accuracy"] == pytest.approx(whole.test()[i]["accuracy"], abs=0.003)
 
 
+@pytest.mark.parametrize("mapping", ["map", "vmap"])
+def test_of_a_program_nobody_may_be_kept(mapping, configs, digits_data_dir):
+    other = config_for(digits_data_dir, **{"model.channels": (3, 5)})
+    population = members.Population([configs[0], other], programs_for(configs[0], mapping))
+    some = np.array([True, False])
+    population.advance(0.5, np.ones(2, bool))
+    population.keep(some)
+    population.advance(1.0, some)
+    assert [len(records) for records in population.records] == [2, 1]
+    states, scores = population.states(), population.test()
+    assert int(states[0].step) == population.records[0][-1].step and states[1] is None
+    assert 0 < scores[0]["accuracy"] < 1 and scores[1] is None
+
+
 def test_batches_of_a_member_are_those_of_its_own_run(configs):
     splits = data.load(members.with_fields(configs[2], {"train_examples": None}))
     mine = data.load(configs[2])
