@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int32
 from ml_collections import ConfigDict
 
 from experiments import cores
-from mnist_flax import cli, data, devices, train
+from mnist_flax import augment, cli, data, devices, photometric, train
 from mnist_flax import config as config_lib
 from mnist_flax.model import make_model
 
@@ -30,11 +30,11 @@ _INITIALIZER = ThreadPoolExecutor(1)
 _SHARED = ("dataset", "data_dir", "archive_dir", "validation_examples", "eval_batch_size")
 _OWN = ("seed", "num_epochs", "train_examples")  # besides the continuous fields
 _UNUSED = ("feed", "checkpoint.keep")
-# Off costs less than a strength of 0, so whether these are on decides the program; each line is one piece of work.
+# Off costs less than a strength of 0, so whether these are on decides the program; each entry is one piece of work.
 _WORK = (
     ("model.conv_dropout_rate",),
-    ("augment.rotation", "augment.shift", "augment.zoom", "augment.shear"),
-    ("augment.elastic_alpha",),
+    tuple(f"augment.{kind}" for kind in augment.MOVES),
+    *((f"augment.{kind}",) for kind in ("elastic_alpha", "cutout", *photometric.KINDS)),
 )
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments import members
-from mnist_flax import cli, data, devices, loop
+from mnist_flax import cli, data, devices, loop, photometric
 from mnist_flax.config import default_config
 from tests.commands import command
 
@@ -23,6 +23,7 @@ SMALL = {
     "augment.shift": 0.0,
     "augment.zoom": 0.0,
     "augment.shear": 0.0,
+    "augment.cutout": 3.0,
 }
 # What one program serves: everything that differs here is an argument of it.
 VARIED = [
@@ -86,6 +87,8 @@ def test_members_share_a_program_unless_shapes_or_names_differ(configs, digits_d
         {"optimizer.schedule": "constant"},
         {"augment.rotation": 5.0},
         {"model.conv_dropout_rate": 0.1},
+        {"augment.cutout": 0.0},
+        *({f"augment.{kind}": 0.1} for kind in photometric.KINDS),
     ]
     keys = {members.program_key(config_for(digits_data_dir, **fields)) for fields in apart}
     assert len(keys | {members.program_key(configs[0])}) == len(apart) + 1
