@@ -63,11 +63,12 @@ def connect(url: str, heartbeat: int) -> RDBStorage:
 
 
 def public(url: str) -> str:
-    """The address without its password."""
+    """The address without its password, as it may be shown, written down and connected to again."""
     try:
-        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+        address = sqlalchemy.make_url(url)
     except sqlalchemy.exc.ArgumentError:
         return url
+    return address._replace(password=None).difference_update_query(["password"]).render_as_string()
 
 
 @contextlib.contextmanager
