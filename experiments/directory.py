@@ -14,7 +14,7 @@ from mnist_flax import config as config_lib
 from mnist_flax import run
 from mnist_flax.cli import UserError
 
-# What a study directory may hold; anything else is not ours to write beside.
+# What a study directory may hold, also half written; anything else is not ours to write beside.
 _OURS = {
     *(".lock", "config.json", "study.json", "study.db", "study.db.lock", "study.db-journal"),
     *("winner.py", "__pycache__", "confirmation.json", "report.html", "figures"),
@@ -37,7 +37,7 @@ def prepare(place: Path, definition: space.Definition, url: str | None) -> Recor
     Raises:
       UserError: the directory holds something else, cannot be written, or its study lies in another storage.
     """
-    if place.exists() and (not place.is_dir() or {path.name for path in place.iterdir()} - _OURS):
+    if place.exists() and (not place.is_dir() or {path.name.removesuffix(".tmp") for path in place.iterdir()} - _OURS):
         raise UserError(f"--workdir={place} is neither empty nor a study directory: use another directory")
     try:
         place.mkdir(parents=True, exist_ok=True)

@@ -46,6 +46,24 @@ def test_a_storage_that_was_named_is_where_it_was(tmp_path, url):
     assert directory.read(moved).storage == url
 
 
+def test_what_a_killed_write_left_is_no_trouble(place):
+    for name in ("winner.py", "study.json", "report.html", "confirmation.json"):
+        (place / f"{name}.tmp").write_text("{")
+    assert directory.prepare(place, DEFINITION, None).name == "study"
+
+    new = place.with_name("new")
+    new.mkdir()
+    (new / "study.json.tmp").write_text("{")
+    assert directory.prepare(new, DEFINITION, None).name == "new"
+
+
+@pytest.mark.parametrize("name", ["notes.tmp", "notes.txt", ".tmp"])
+def test_what_is_not_of_a_study_is_not_written_beside(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(directory.UserError, match="neither empty nor a study"):
+        directory.prepare(tmp_path, DEFINITION, None)
+
+
 @pytest.mark.parametrize("url", [0, [], {}, False])
 def test_a_storage_that_is_no_address_is_refused(place, url):
     details = json.loads((place / "study.json").read_text())
