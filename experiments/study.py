@@ -16,6 +16,7 @@ from typing import Any
 
 from absl import flags
 
+from experiments import extra
 from mnist_flax import cli
 from mnist_flax import config as config_lib
 
@@ -73,8 +74,7 @@ def search(stop: cli.Stop) -> None:
 
 
 def main(argv: list[str]) -> int:
-    if importlib.util.find_spec("optuna") is None:
-        raise cli.UserError("studies need Optuna: pip install 'mnist_flax[research]'")
+    extra.require_optuna()
     import optuna
 
     from experiments import confirm, storage
