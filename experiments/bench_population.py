@@ -176,6 +176,10 @@ def main(argv: list[str]) -> None:
         return
     if unknown := set(_METHODS.value) - {*METHODS, "scaling"}:
         raise cli.UserError(f"--methods: {', '.join(unknown)} is none of {', '.join(METHODS)}, scaling")
+    most = len(list(throughput.sweep()))
+    for size in _SIZES.value:
+        if not size.isdecimal() or not 1 <= int(size) <= most:
+            raise cli.UserError(f"--sizes={size} must be a whole number from 1 to {most}, or several: 1,2,4")
     data.load(throughput.get_config())  # prepared before anything is timed
     table = Table("method", "seconds", "trials/hour", "validation accuracy, mean and best", title_justify="left")
     for method in _METHODS.value:

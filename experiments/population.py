@@ -70,8 +70,11 @@ def main(argv: list[str]) -> None:
         raise cli.UserError(f"{argv[1]!r} is no flag: override a field with --config.KEY=VALUE")
     config = _CONFIG.value
     members.check([config])
-    if _OUTPUT.value and not Path(_OUTPUT.value).resolve().parent.is_dir():
-        raise cli.UserError(f"--output={_OUTPUT.value} cannot be written: its directory does not exist")
+    if _OUTPUT.value:
+        output = Path(_OUTPUT.value).resolve()
+        if output.is_dir() or not output.parent.is_dir():
+            reason = "it is a directory" if output.is_dir() else "its directory does not exist"
+            raise cli.UserError(f"--output={_OUTPUT.value} cannot be written: {reason}")
     members.use_all_cores()
     configs = [members.with_fields(config, {"seed": config.seed + i}) for i in range(_SEEDS.value)]
     population = members.Population(configs, members.Programs.load(config))

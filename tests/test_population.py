@@ -177,3 +177,15 @@ def test_command_gives_the_same_on_any_number_of_devices(digits_data_dir, tmp_pa
     accuracies = [member["test_accuracy"] for member in results[0]]
     assert f"{np.mean(accuracies):.3%}" in outs[0] and f"{np.std(accuracies, ddof=1):.3%}" in outs[0]
     assert "seeds" in command("experiments.population", "--seeds=0", status=2).stderr
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_training(tmp_path):
+    for place, hint in ((tmp_path, "it is a directory"), (tmp_path / "no" / "file.json", "does not exist")):
+        ended = command("experiments.population", "--config=configs/digits.py", f"--output={place}", status=2)
+        assert hint in ended.stderr and len(ended.stderr.splitlines()) == 1 and not ended.stdout
+
+
+@pytest.mark.parametrize("sizes", ["a", "2,-1", "0", "1.5", "65"])
+def test_sizes_of_the_benchmark_that_cannot_be_get_one_line(sizes):
+    ended = command("experiments.bench_population", "--methods=scaling", f"--sizes={sizes}", status=2)
+    assert "must be a whole number" in ended.stderr and len(ended.stderr.splitlines()) == 1
