@@ -124,7 +124,7 @@ def write(place: Path) -> Path:
     drawn["curves"] = study_figures.figure_curves(trials)
     drawn["budget"] = study_figures.figure_budget(trials, objective)
     if confirmation:
-        drawn["seeds"] = study_figures.figure_seeds(confirmation, objective)
+        drawn["seeds"] = study_figures.figure_seeds(confirmation)
     pictures = report.save_figures(place, drawn)
     failed = [trial for trial in study.get_trials(deepcopy=False) if "error" in trial.user_attrs]
     edges = edge_warnings(next(t for t in trials if t.number == best.number), shown)
