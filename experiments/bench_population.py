@@ -23,6 +23,7 @@ from absl import flags
 from rich.table import Table
 
 from configs.studies import throughput
+from experiments import cores
 from experiments.contenders import TORCH_ENVIRONMENT
 from mnist_flax import cli, data, devices, progress
 
@@ -71,7 +72,7 @@ def torch(trials: int, place: Path) -> list[float]:
         study.enqueue_trial({"learning_rate": rate})
     line = [sys.executable, "-m", "experiments.bench_population", f"--worker={url}"]
     environment = os.environ | TORCH_ENVIRONMENT
-    workers = [subprocess.Popen(line, env=environment) for _ in os.sched_getaffinity(0)]
+    workers = [subprocess.Popen(line, env=environment) for _ in cores.usable()]
     if any([worker.wait() for worker in workers]):
         raise cli.RunError("a PyTorch worker failed")
     return [trial.value for trial in study.trials if trial.value is not None]
@@ -175,6 +176,10 @@ def main(argv: list[str]) -> None:
         return
     if unknown := set(_METHODS.value) - {*METHODS, "scaling"}:
         raise cli.UserError(f"--methods: {', '.join(unknown)} is none of {', '.join(METHODS)}, scaling")
+    most = len(list(throughput.sweep()))
+    for size in _SIZES.value:
+        if not size.isdecimal() or not 1 <= int(size) <= most:
+            raise cli.UserError(f"--sizes={size} must be a whole number from 1 to {most}, or several: 1,2,4")
     data.load(throughput.get_config())  # prepared before anything is timed
     table = Table("method", "seconds", "trials/hour", "validation accuracy, mean and best", title_justify="left")
     for method in _METHODS.value:

@@ -22,10 +22,10 @@ _SECONDS = flags.DEFINE_float("seconds", 8.0, "how long the server is asked.", l
 _CLIENTS = flags.DEFINE_integer("clients", 32, "how many ask it at once.", lower_bound=1)
 
 
-def single_predictions(reader, images: np.ndarray, calls: int = 2_000) -> list[float]:
-    """Milliseconds of predictions of one image each, after a warm-up."""
+def single_predictions(reader, images: np.ndarray) -> list[float]:
+    """Milliseconds of 2,000 predictions of one image each, after a warm-up."""
     times = []
-    for call in range(-100, calls):
+    for call in range(-100, 2_000):
         image = images[call % len(images)][None]
         start = time.perf_counter()
         reader.recogniser(image)
@@ -34,10 +34,10 @@ def single_predictions(reader, images: np.ndarray, calls: int = 2_000) -> list[f
     return times
 
 
-def command_starts(directory: str, picture: Path, starts: int = 5) -> list[float]:
-    """Seconds from the start of the predict command to its first answer."""
+def command_starts(directory: str, picture: Path) -> list[float]:
+    """Seconds from the start of the predict command to its first answer, five times."""
     times = []
-    for _ in range(starts):
+    for _ in range(5):
         start = time.perf_counter()
         command = [sys.executable, "-m", "mnist_flax.predict", directory, str(picture)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:

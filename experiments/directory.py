@@ -14,7 +14,7 @@ from mnist_flax import config as config_lib
 from mnist_flax import run
 from mnist_flax.cli import UserError
 
-# What a study directory may hold; anything else is not ours to write beside.
+# What a study directory may hold, also half written; anything else is not ours to write beside.
 _OURS = {
     *(".lock", "config.json", "study.json", "study.db", "study.db.lock", "study.db-journal"),
     *("winner.py", "__pycache__", "confirmation.json", "report.html", "figures"),
@@ -25,7 +25,7 @@ class Record(NamedTuple):
     """What a study directory says of its study."""
 
     name: str
-    storage: str
+    storage: str  # in study.json null where it is the directory's own, which may be moved or copied
     config: ConfigDict  # that all trials start from
     plan: space.Plan
     scales: dict[str, dict]  # of each range of the space: kind, low, high, log, values
@@ -37,7 +37,7 @@ def prepare(place: Path, definition: space.Definition, url: str | None) -> Recor
     Raises:
       UserError: the directory holds something else, cannot be written, or its study lies in another storage.
     """
-    if place.exists() and (not place.is_dir() or {path.name for path in place.iterdir()} - _OURS):
+    if place.exists() and (not place.is_dir() or {path.name.removesuffix(".tmp") for path in place.iterdir()} - _OURS):
         raise UserError(f"--workdir={place} is neither empty nor a study directory: use another directory")
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -47,12 +47,11 @@ def prepare(place: Path, definition: space.Definition, url: str | None) -> Recor
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the first of several workers writes
         if not (place / "study.json").exists():
-            wanted = url or storage.default_url(place)
-            storage.connect(wanted, heartbeat=60)  # before anything is written
+            storage.connect(url or storage.default_url(place), heartbeat=60)  # before anything is written
             run.write_json(place / "config.json", {"config": definition.config.to_dict()})
             scales = {key: asdict(dimension) for key, dimension in definition.space.items()}
-            details = {"name": place.resolve().name, "storage": storage.public(wanted), "plan": asdict(definition.plan)}
-            run.write_json(place / "study.json", details | {"space": scales})
+            details = {"name": place.resolve().name, "storage": storage.public(url) if url else None}
+            run.write_json(place / "study.json", details | {"plan": asdict(definition.plan), "space": scales})
     record = read(place)
     if url and storage.public(url) != record.storage:
         raise UserError(
@@ -73,12 +72,12 @@ def read(place: Path) -> Record:
         _check(name, url, plan, scales, set(config_lib.flatten(config)))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{place / 'study.json'} was damaged or is from another version") from error
-    return Record(name, url, config, plan, scales)
+    return Record(name, storage.default_url(place) if url is None else url, config, plan, scales)
 
 
 def _check(name: Any, url: Any, plan: space.Plan, scales: Mapping[str, Any], fields: set[str]) -> None:
     """Raises ValueError for what `prepare` would never have written."""
-    texts = all(isinstance(text, str) for text in (name, url, plan.question)) and name
+    texts = all(isinstance(text, str) for text in (name, plan.question)) and name and isinstance(url, str | None)
     known = plan.objective in space.OBJECTIVES and plan.sampler in space.SAMPLERS and set(plan.scientific) <= fields
     numbers = all(isinstance(number, int | float) for number in (plan.target, plan.evaluations, plan.rounds))
     if not (texts and known and numbers and scales and scales.keys() <= fields):

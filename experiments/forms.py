@@ -60,20 +60,24 @@ def score(form, reading) -> Score:
 
 
 def matches(true: Float[np.ndarray, "digits 4"], found: Float[np.ndarray, "boxes 4"]) -> list[int]:
-    """For each true box the index of the found one that overlaps it most, by 40 % of their union at least; or -1."""
-    if not len(found):
-        return [-1] * len(true)
+    """For each true box the index of the found one that is its own, or -1.
+
+    Those belong together that overlap by more than 40 % of their union, each with one other at most, so that all
+    overlap as much as they can.
+    """
+    from scipy.optimize import linear_sum_assignment
+
     low = np.maximum(true[:, None, :2], found[None, :, :2])
     high = np.minimum(true[:, None, 2:], found[None, :, 2:])
     common = np.prod(np.maximum(high - low, 0), axis=2)
     area, other = (np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (true, found))
     overlap = common / (area[:, None] + other[None] - common)
-    taken: set[int] = set()
-    result = []
-    for row, j in enumerate(map(int, overlap.argmax(axis=1))):
-        result.append(j if overlap[row, j] > 0.4 and j not in taken else -1)
-        taken.add(j)
-    return result
+    overlap = np.where(overlap > 0.4, overlap, 0)
+    result = np.full(len(true), -1)
+    for i, j in zip(*linear_sum_assignment(overlap, maximize=True), strict=True):
+        if overlap[i, j]:
+            result[i] = j
+    return result.tolist()
 
 
 def total(scores: list[Score]) -> Score:

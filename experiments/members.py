@@ -20,7 +20,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, Int32
 from ml_collections import ConfigDict
 
-from mnist_flax import cli, data, devices, train
+from experiments import cores
+from mnist_flax import augment, cli, data, devices, photometric, train
 from mnist_flax import config as config_lib
 from mnist_flax.model import make_model
 
@@ -29,11 +30,11 @@ _INITIALIZER = ThreadPoolExecutor(1)
 _SHARED = ("dataset", "data_dir", "archive_dir", "validation_examples", "eval_batch_size")
 _OWN = ("seed", "num_epochs", "train_examples")  # besides the continuous fields
 _UNUSED = ("feed", "checkpoint.keep")
-# Off costs less than a strength of 0, so whether these are on decides the program; each line is one piece of work.
+# Off costs less than a strength of 0, so whether these are on decides the program; each entry is one piece of work.
 _WORK = (
     ("model.conv_dropout_rate",),
-    ("augment.rotation", "augment.shift", "augment.zoom", "augment.shear"),
-    ("augment.elastic_alpha",),
+    tuple(f"augment.{kind}" for kind in augment.MOVES),
+    *((f"augment.{kind}",) for kind in ("elastic_alpha", "cutout", *photometric.KINDS)),
 )
 
 
@@ -98,7 +99,7 @@ def use_all_cores() -> None:
     """
     told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not told and jax.config.values["jax_num_cpu_devices"] < 1:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", len(cores.usable()))
 
 
 def make_mesh(available: Sequence[jax.Device] | None = None) -> Mesh:
@@ -270,7 +271,7 @@ class _Group:
             share = -(-len(members) // self._devices)
         place = {member: slot for slot, member in enumerate(self._slots) if member >= 0}
         self._slots = self._deal(members, share)
-        take = np.array([place.get(member, 0) for member in self._slots])
+        take = np.array([place.get(member, 0) for member in self._slots], np.int32)  # there may be none
         self._states = jax.device_put(jax.tree.map(lambda x: x[take], self._current()), self._sharding)
 
     def advance(self, start: np.ndarray, stop: np.ndarray) -> dict[int, Record]:

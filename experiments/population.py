@@ -11,7 +11,7 @@ from absl import flags
 from rich.table import Table
 
 from experiments import members
-from experiments.summarize import mean_interval
+from experiments.summarize import add_means, shown
 from mnist_flax import cli, progress, run
 from mnist_flax import config as config_lib
 
@@ -49,20 +49,10 @@ def print_results(results: Sequence[dict], title: str) -> None:
     table = Table("seed", *headings, title=title, title_justify="left")
     for result in results:
         step = result["diverged_at_step"]
-        cells = (_shown(name, result[name]) for name in SCORES)
+        cells = (shown(name, result[name]) for name in SCORES)
         table.add_row(str(result["seed"]), *((f"diverged at step {step}", "", "") if step is not None else cells))
-    table.add_section()
-    columns = [[result[name] for result in results if result[name] is not None] for name in SCORES]
-    figures = [mean_interval(column) if column else (None, None, None) for column in columns]
-    for i, row in enumerate(("mean", "deviation", "95 % +-")):
-        table.add_row(row, *(_shown(name, figure[i]) for name, figure in zip(SCORES, figures, strict=True)))
+    add_means(table, results, SCORES)
     progress.console.print(table)
-
-
-def _shown(name: str, value: float | None) -> str:
-    if value is None or np.isnan(value):
-        return "-"
-    return f"{value:.3%}" if name.endswith("accuracy") else f"{value:.4f}"
 
 
 def main(argv: list[str]) -> None:
@@ -70,8 +60,11 @@ def main(argv: list[str]) -> None:
         raise cli.UserError(f"{argv[1]!r} is no flag: override a field with --config.KEY=VALUE")
     config = _CONFIG.value
     members.check([config])
-    if _OUTPUT.value and not Path(_OUTPUT.value).resolve().parent.is_dir():
-        raise cli.UserError(f"--output={_OUTPUT.value} cannot be written: its directory does not exist")
+    if _OUTPUT.value:
+        output = Path(_OUTPUT.value).resolve()
+        if output.is_dir() or not output.parent.is_dir():
+            reason = "it is a directory" if output.is_dir() else "its directory does not exist"
+            raise cli.UserError(f"--output={_OUTPUT.value} cannot be written: {reason}")
     members.use_all_cores()
     configs = [members.with_fields(config, {"seed": config.seed + i}) for i in range(_SEEDS.value)]
     population = members.Population(configs, members.Programs.load(config))

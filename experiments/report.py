@@ -1,19 +1,23 @@
 """The report of a study: `python -m experiments.report STUDY` writes report.html, one file, and figures/*.png."""
 
+from __future__ import annotations  # Optuna's types without its import
+
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import optuna
-from optuna.trial import TrialState
-
-from experiments import confirm, directory, storage, study_figures, worker
+from experiments import extra, study_figures
 from experiments.study_figures import Axis, Trial
 from mnist_flax import cli, durable, report
+
+if TYPE_CHECKING:
+    import optuna
+
+    from experiments import directory
 
 EDGE = 0.05  # of a range, at either end: a best trial there says that the range is too narrow
 IMPORTANCE_TRIALS = 8  # complete trials, at least, for a forest to mean anything
@@ -36,6 +40,10 @@ CAPTIONS = {
 
 def read_trials(study: optuna.Study, objective: str) -> list[Trial]:
     """The trials of a study that ran, to their end or not."""
+    from optuna.trial import TrialState
+
+    from experiments import worker
+
     trials: list[Trial] = []
     for trial in worker.live(study.get_trials(deepcopy=False)):
         if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
@@ -73,6 +81,7 @@ def importances(study: optuna.Study, forests: int = 10) -> dict[str, tuple[float
     """Mean and deviation of fANOVA's main effects over several forests; empty where there is too little to go by."""
     import numpy as np
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+    from optuna.trial import TrialState
 
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     values = [trial.value or 0.0 for trial in complete]
@@ -91,6 +100,8 @@ def write(place: Path) -> Path:
     Raises:
       UserError: it is no study, or no trial of it is complete.
     """
+    from experiments import confirm, directory, storage
+
     record = directory.read(place)
     study = directory.open_study(record, storage.connect(record.storage, heartbeat=60))
     best = confirm.best_trial(study)
@@ -113,7 +124,7 @@ def write(place: Path) -> Path:
     drawn["curves"] = study_figures.figure_curves(trials)
     drawn["budget"] = study_figures.figure_budget(trials, objective)
     if confirmation:
-        drawn["seeds"] = study_figures.figure_seeds(confirmation, objective)
+        drawn["seeds"] = study_figures.figure_seeds(confirmation)
     pictures = report.save_figures(place, drawn)
     failed = [trial for trial in study.get_trials(deepcopy=False) if "error" in trial.user_attrs]
     edges = edge_warnings(next(t for t in trials if t.number == best.number), shown)
@@ -226,6 +237,7 @@ CSS = """
 
 
 def main(argv: list[str]) -> None:
+    extra.require_optuna()
     if len(argv) != 2:
         raise cli.UserError("name one study directory: python -m experiments.report STUDY")
     print(f"written: {write(Path(argv[1]))}")

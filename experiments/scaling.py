@@ -44,7 +44,7 @@ SWEEPS: dict[str, list[dict[str, int]]] = {
 }
 
 _RECIPE = flags.DEFINE_string("recipe", "configs/classic.py", "what is trained")
-_SWEEPS = flags.DEFINE_multi_enum("sweeps", list(SWEEPS), list(SWEEPS), "what is varied")
+_SWEEPS = flags.DEFINE_list("sweeps", list(SWEEPS), "what is varied")
 _OUT = flags.DEFINE_string("out", None, "directory for runs and results; a new one under runs/scaling/ if not given")
 
 
@@ -152,6 +152,8 @@ def figure_scaling(results: Mapping[str, Sequence[dict]]) -> Figure:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise cli.UserError(f"{argv[1]!r} is no flag: see --help")
+    if not _SWEEPS.value or not SWEEPS.keys() >= set(_SWEEPS.value):
+        raise cli.UserError(f"--sweeps={','.join(_SWEEPS.value)} must be some of {','.join(SWEEPS)}")
     if not Path("/proc/self/status").exists():
         raise cli.UserError("memory is read from /proc: run this on Linux")
     out = Path(_OUT.value or run.new_directory("scaling"))
@@ -161,7 +163,7 @@ def main(argv: list[str]) -> None:
     for name in dict.fromkeys(_SWEEPS.value):
         results[name] = []
         for fields in SWEEPS[name]:
-            done = out / f"{'-'.join(map(str, fields.values()))}.json"
+            done = out / f"{'-'.join(map(str, (Path(_RECIPE.value).stem, *fields.values())))}.json"
             if not done.exists():
                 run.write_json(done, measure(_RECIPE.value, fields))
             results[name].append(run.read_json(done))

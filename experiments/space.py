@@ -124,9 +124,12 @@ class Definition:
     def identity(self) -> dict[str, Any]:
         """All that must not change while a study goes on, under readable names."""
         fields = config_lib.flatten(self.config)
-        kept = {f"config.{key}": _plain(v) for key, v in fields.items() if key not in ("data_dir", "archive_dir")}
+        kept = {f"config.{key}": v for key, v in fields.items() if key not in ("data_dir", "archive_dir")}
         searched = {f"space.{key}": dimension.describe() for key, dimension in self.space.items()}
-        return kept | searched | {"objective": self.plan.objective}
+        compared: dict[str, Any] = {"objective": self.plan.objective}
+        if self.plan.objective == "epochs_to_target":  # evaluations are where it can be seen to be reached
+            compared |= {"target": self.plan.target, "evaluations": self.plan.evaluations}
+        return kept | searched | compared
 
 
 def define(module: Any, config: ConfigDict) -> Definition:
@@ -213,7 +216,3 @@ def _check_dimension(key: str, dimension: Dimension, space: Space, definition: D
                 definition.trial_config(condition | {key: end})
             except UserError as error:
                 raise UserError(f"space: {key}={end!r} cannot be: {error}") from error
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

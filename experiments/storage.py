@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 from mnist_flax.cli import UserError
 
 GRACE = 6  # heartbeats that may be missed: a worker may be busy compiling
+FAILURES = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)  # Optuna wraps most of the former
 _LOCK_KEY = 0x6D6E697374  # of PostgreSQL's advisory lock
 
 
@@ -62,11 +63,12 @@ def connect(url: str, heartbeat: int) -> RDBStorage:
 
 
 def public(url: str) -> str:
-    """The address without its password."""
+    """The address without its password, as it may be shown, written down and connected to again."""
     try:
-        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+        address = sqlalchemy.make_url(url)
     except sqlalchemy.exc.ArgumentError:
         return url
+    return address._replace(password=None).difference_update_query(["password"]).render_as_string()
 
 
 @contextlib.contextmanager
@@ -130,7 +132,7 @@ def heartbeats(storage: RDBStorage, trial_ids: list[int]) -> Iterator[None]:
 
     def keep_beating() -> None:
         while not ended.wait(interval):
-            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):  # tried again; trials may have gone elsewhere
+            with contextlib.suppress(*FAILURES):  # tried again; trials may have gone elsewhere
                 beat()
 
     beat()

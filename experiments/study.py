@@ -16,6 +16,7 @@ from typing import Any
 
 from absl import flags
 
+from experiments import extra
 from mnist_flax import cli
 from mnist_flax import config as config_lib
 
@@ -73,12 +74,10 @@ def search(stop: cli.Stop) -> None:
 
 
 def main(argv: list[str]) -> int:
-    if importlib.util.find_spec("optuna") is None:
-        raise cli.UserError("studies need Optuna: pip install 'mnist_flax[research]'")
+    extra.require_optuna()
     import optuna
-    import sqlalchemy
 
-    from experiments import confirm
+    from experiments import confirm, storage
 
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     warnings.filterwarnings("ignore", "Heartbeat of storage")  # ours is recorded by `storage.heartbeats`
@@ -88,6 +87,7 @@ def main(argv: list[str]) -> int:
             case []:
                 search(stop)
             case ["confirm", place]:
+                stop.can_wait = True
                 confirm.run_confirmation(Path(place), _SEEDS.value, _POPULATION.value, _HEARTBEAT.value, stop)
             case _:
                 raise cli.UserError(
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
                 )
     except KeyboardInterrupt:
         pass
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+    except storage.FAILURES as error:
         reason = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
         raise cli.RunError(f"the study's storage failed ({reason}); this command goes on where it was") from error
     if stop():

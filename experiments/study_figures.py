@@ -335,7 +335,7 @@ def _means(points: Sequence[tuple[float, float]]) -> Float[np.ndarray, "places 2
 
 
 @styled
-def figure_seeds(results: Mapping[str, Any], objective: str) -> Figure:
+def figure_seeds(results: Mapping[str, Any]) -> Figure:
     """Winner and baseline under the same fresh seeds, joined by seed, and their difference with its 95 % interval."""
     from matplotlib.figure import Figure
 

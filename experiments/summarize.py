@@ -2,8 +2,9 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -12,8 +13,8 @@ from mnist_flax import cli, progress, run
 FIELDS = ("train_accuracy", "validation_accuracy", "test_accuracy", "train_seconds", "test_seconds", "total_seconds")
 
 
-def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
-    """Mean, sample standard deviation, and half the width of Student's t interval of the mean.
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean, sample standard deviation, and half the width of Student's t interval of the mean, at 95 %.
 
     With one value the last two are NaN.
     """
@@ -22,8 +23,26 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     if len(values) < 2:
         return statistics.fmean(values), math.nan, math.nan
     deviation = statistics.stdev(values)
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * deviation / math.sqrt(len(values))
+    half = stats.t.ppf(0.975, len(values) - 1) * deviation / math.sqrt(len(values))
     return statistics.fmean(values), deviation, float(half)
+
+
+def add_means(table: Table, results: Sequence[Mapping[str, Any]], names: Sequence[str], *second: str) -> None:
+    """Closes a table of results with mean, deviation and interval of each name, over those that have it."""
+    table.add_section()
+    columns = [[result[name] for result in results if result.get(name) is not None] for name in names]
+    figures = [mean_interval(column) if column else (None, None, None) for column in columns]
+    for i, row in enumerate(("mean", "deviation", "95 % +-")):
+        table.add_row(row, *second, *(shown(name, figure[i]) for name, figure in zip(names, figures, strict=True)))
+
+
+def shown(name: str, value: float | None) -> str:
+    """A number as a table shows it, by what its name says it is: an accuracy, seconds or a loss."""
+    if value is None or math.isnan(value):
+        return "-"
+    if name.endswith("accuracy"):
+        return f"{value:.3%}"
+    return f"{value:,.1f}" if name.endswith("seconds") else f"{value:.4f}"
 
 
 def main(argv: list[str]) -> None:
@@ -42,20 +61,9 @@ def main(argv: list[str]) -> None:
     headings = (name.removesuffix("_accuracy").replace("_seconds", " s") for name in FIELDS)
     table = Table("run", "seed", *headings, title=f"{datasets.pop()}, {summaries[0]['device']}", title_justify="left")
     for name, summary in zip(argv[1:], summaries, strict=True):
-        table.add_row(Path(name).name, str(summary["seed"]), *(_shown(field, summary.get(field)) for field in FIELDS))
-    table.add_section()
-    columns = [[summary[name] for summary in summaries if summary.get(name) is not None] for name in FIELDS]
-    figures = [mean_interval(column) if column else (None, None, None) for column in columns]
-    for i, row in enumerate(("mean", "deviation", "95 % +-")):
-        cells = (_shown(name, figure[i]) for name, figure in zip(FIELDS, figures, strict=True))
-        table.add_row(row, f"n = {len(summaries)}", *cells)
+        table.add_row(Path(name).name, str(summary["seed"]), *(shown(field, summary.get(field)) for field in FIELDS))
+    add_means(table, summaries, FIELDS, f"n = {len(summaries)}")
     progress.console.print(table)
-
-
-def _shown(name: str, value: float | None) -> str:
-    if value is None or math.isnan(value):
-        return "-"
-    return f"{value:.3%}" if name.endswith("accuracy") else f"{value:,.1f}"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments import members
-from mnist_flax import cli, data, devices, loop
+from mnist_flax import cli, data, devices, loop, photometric
 from mnist_flax.config import default_config
 from tests.commands import command
 
@@ -23,6 +23,7 @@ SMALL = {
     "augment.shift": 0.0,
     "augment.zoom": 0.0,
     "augment.shear": 0.0,
+    "augment.cutout": 3.0,
 }
 # What one program serves: everything that differs here is an argument of it.
 VARIED = [
@@ -86,6 +87,8 @@ def test_members_share_a_program_unless_shapes_or_names_differ(configs, digits_d
         {"optimizer.schedule": "constant"},
         {"augment.rotation": 5.0},
         {"model.conv_dropout_rate": 0.1},
+        {"augment.cutout": 0.0},
+        *({f"augment.{kind}": 0.1} for kind in photometric.KINDS),
     ]
     keys = {members.program_key(config_for(digits_data_dir, **fields)) for fields in apart}
     assert len(keys | {members.program_key(configs[0])}) == len(apart) + 1
@@ -120,6 +123,20 @@ def test_those_that_are_kept_go_on_as_if_all_were(mapping, configs):
         if kept:
             assert halved.records[i][1].loss == pytest.approx(whole.records[i][1].loss, rel=1e-3)
             assert halved.test()[i]["accuracy"] == pytest.approx(whole.test()[i]["accuracy"], abs=0.003)
+
+
+@pytest.mark.parametrize("mapping", ["map", "vmap"])
+def test_of_a_program_nobody_may_be_kept(mapping, configs, digits_data_dir):
+    other = config_for(digits_data_dir, **{"model.channels": (3, 5)})
+    population = members.Population([configs[0], other], programs_for(configs[0], mapping))
+    some = np.array([True, False])
+    population.advance(0.5, np.ones(2, bool))
+    population.keep(some)
+    population.advance(1.0, some)
+    assert [len(records) for records in population.records] == [2, 1]
+    states, scores = population.states(), population.test()
+    assert int(states[0].step) == population.records[0][-1].step and states[1] is None
+    assert 0 < scores[0]["accuracy"] < 1 and scores[1] is None
 
 
 def test_batches_of_a_member_are_those_of_its_own_run(configs):
@@ -160,3 +177,15 @@ def test_command_gives_the_same_on_any_number_of_devices(digits_data_dir, tmp_pa
     accuracies = [member["test_accuracy"] for member in results[0]]
     assert f"{np.mean(accuracies):.3%}" in outs[0] and f"{np.std(accuracies, ddof=1):.3%}" in outs[0]
     assert "seeds" in command("experiments.population", "--seeds=0", status=2).stderr
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_training(tmp_path):
+    for place, hint in ((tmp_path, "it is a directory"), (tmp_path / "no" / "file.json", "does not exist")):
+        ended = command("experiments.population", "--config=configs/digits.py", f"--output={place}", status=2)
+        assert hint in ended.stderr and len(ended.stderr.splitlines()) == 1 and not ended.stdout
+
+
+@pytest.mark.parametrize("sizes", ["a", "2,-1", "0", "1.5", "65"])
+def test_sizes_of_the_benchmark_that_cannot_be_get_one_line(sizes):
+    ended = command("experiments.bench_population", "--methods=scaling", f"--sizes={sizes}", status=2)
+    assert "must be a whole number" in ended.stderr and len(ended.stderr.splitlines()) == 1

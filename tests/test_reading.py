@@ -1,7 +1,11 @@
 """Reading of forms that are drawn from real digits; see `experiments/forms.py` for the figures of the reference run."""
 
+import itertools
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from experiments import forms as measured
 from mnist_flax import data, ink, layout, reading, recogniser, rules, run, segment
@@ -44,6 +48,38 @@ def test_forms_are_read(reader, digits, style, digits_read, numbers_read):
     assert score.numbers_read / score.numbers >= numbers_read, score
     if style is not forms.JOINED:
         assert score.missed <= 0.02 * score.digits and score.extra <= 0.03 * score.digits, score
+
+
+def overlap(a, b) -> float:
+    """The common part of two boxes (left, top, right, bottom), as a share of their union."""
+    width, height = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
+    common = max(width, 0) * max(height, 0)
+    area, other = ((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    return common / (area + other - common)
+
+
+BOX = st.builds(lambda x, y, w, h: (x, y, x + w, y + h), *[st.integers(0, 6)] * 2, *[st.integers(3, 8)] * 2)
+
+
+@given(st.lists(BOX, max_size=4), st.lists(BOX, max_size=4))
+def test_boxes_are_matched_as_well_as_they_can_be(true, found):
+    """Against every way of matching them; so the order, in which either are given, makes no difference."""
+    chosen = measured.matches(*(np.array(boxes).reshape(-1, 4) for boxes in (true, found)))
+    pairs = [(i, j) for i, j in enumerate(chosen) if j >= 0]
+    assert len(chosen) == len(true) and len({j for _, j in pairs}) == len(pairs)
+    assert all(overlap(true[i], found[j]) > 0.4 for i, j in pairs)
+
+    def total(pairs) -> float:
+        shares = [overlap(true[i], found[j]) for i, j in pairs if j < len(found)]
+        return sum(share for share in shares if share > 0.4)
+
+    places = range(len(found) + len(true))  # those beyond the boxes that were found are none
+    best = max(total(enumerate(each)) for each in itertools.permutations(places, len(true)))
+    assert total(pairs) == pytest.approx(best)
+
+
+def test_a_digit_that_was_not_found_takes_no_box_of_another():
+    assert measured.matches(np.array([[0, 0, 10, 10], [20, 0, 30, 10]]), np.array([[20, 0, 30, 10]])) == [-1, 0]
 
 
 def some_digits() -> forms.Digits:

@@ -1,3 +1,5 @@
+import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from experiments import samplers, space
+from experiments import samplers, space, storage, worker
 from mnist_flax.cli import UserError
 from mnist_flax.config import default_config
 
@@ -106,6 +108,32 @@ def test_identity_tells_spaces_and_configs_apart():
     for change in ({RATE: space.log_uniform(1e-4, 1.0)}, {"num_epochs": space.integer(1, 5)}):
         assert define(search_space=lambda c=change: SPACE | c).identity() != base
     assert define(search_space=lambda: SPACE, plan=lambda: space.Plan(objective="validation_loss")).identity() != base
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"target": 0.98}, ["target: 0.99 -> 0.98"]),
+        ({"evaluations": 8}, ["evaluations: 0 -> 8"]),
+        ({"question": "Which?", "rounds": 2, "sampler": "tpe"}, []),
+    ],
+)
+def test_identity_holds_what_epochs_to_a_target_depend_on(change, told, tmp_path):
+    plan = space.Plan(objective="epochs_to_target")
+    database = storage.connect(storage.default_url(tmp_path), heartbeat=60)
+    worker.join("study", define(search_space=lambda: SPACE, plan=lambda: plan), database, tmp_path)
+    other = define(search_space=lambda: SPACE, plan=lambda: replace(plan, **change))
+    if told:
+        with pytest.raises(UserError, match=re.escape(f"another config ({'; '.join(told)})")):
+            worker.join("study", other, database, tmp_path)
+    else:
+        worker.join("study", other, database, tmp_path)
+
+
+def test_a_target_that_is_not_asked_for_makes_no_difference():
+    plans = (space.Plan(), space.Plan(target=0.5, evaluations=3))
+    first, second = (define(search_space=lambda: SPACE, plan=lambda p=plan: p).identity() for plan in plans)
+    assert first == second
 
 
 @pytest.mark.parametrize(

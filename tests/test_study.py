@@ -1,9 +1,11 @@
 import json
 import re
 import signal
+import time
 
 import optuna
 import pytest
+import sqlalchemy
 
 from experiments import confirm, directory, storage, worker
 from tests.commands import command, finish, kill_while, start, wait_for
@@ -210,12 +212,49 @@ def test_asked_to_stop_it_queues_its_trials_and_prints_the_command(arguments, tm
     given_up, waiting = ([t for t in found if t.state == state] for state in (FAIL, WAITING))
     assert sorted(t.params.items() for t in given_up) == sorted(t.params.items() for t in waiting)
 
+    confirmed = ("confirm", place, "--seeds=60", "--population=3", "--heartbeat=1")
+    process = start("experiments.study", *confirmed)
+    wait_for(lambda: _confirmation(place, RUNNING), process, 500)
+    process.send_signal(signal.SIGTERM)
+    assert f"python -m experiments.study confirm {place}" in finish(process).stdout.splitlines()[-1]
+    assert not _confirmation(place, RUNNING) and _confirmation(place, WAITING)
+    assert len(_confirmation(place, COMPLETE, WAITING)) == 120
+
+
+def _confirmation(place, *states):
+    """Trials of the confirmation, as it is made and trained."""
+    record = directory.read(place)
+    database = storage.connect(record.storage, heartbeat=60)
+    names = [study.study_name for study in database.get_all_studies() if study.study_name != record.name]
+    return [t for name in names for t in optuna.load_study(study_name=name, storage=database).get_trials(states=states)]
+
 
 def _complete(place):
     try:
         return bool(trials(place, COMPLETE))
     except Exception:
         return False
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_heartbeats_outlive_a_failure_of_the_database(tmp_path):
+    database = storage.connect(storage.default_url(tmp_path), heartbeat=1)
+    study = optuna.create_study(storage=database)
+    trial = study.ask()
+
+    def sql(text):
+        with database.engine.begin() as connection:
+            return connection.execute(sqlalchemy.text(text))
+
+    with storage.heartbeats(database, [trial._trial_id]):
+        sql("alter table trial_heartbeats rename to elsewhere")
+        time.sleep(2.5)  # in which two fail
+        sql("alter table elsewhere rename to trial_heartbeats")
+        sql("update trial_heartbeats set heartbeat = '2000-01-01 00:00:00'")
+        deadline = time.monotonic() + 20
+        while "2000" in sql("select heartbeat from trial_heartbeats").scalar():
+            assert time.monotonic() < deadline, "no heartbeat came"
+            time.sleep(0.02)
 
 
 def test_mistakes_get_one_line_and_leave_the_study_as_it_was(shared, arguments, tmp_path):

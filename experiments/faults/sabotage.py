@@ -1,7 +1,7 @@
 """One run under attack: where it lies, how its command is started and disturbed, and what must hold whatever was done.
 
 Everything here is seen from outside, as a user or an operator sees a run: processes, files, exit statuses. What is
-broken and what is checked, `experiments/faults.py` tells.
+broken and what is checked, `experiments/faults/__main__.py` tells.
 """
 
 import contextlib

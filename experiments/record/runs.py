@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import NamedTuple
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from experiments import cores
 from mnist_flax import progress, run
 from mnist_flax.cli import RunError
 
@@ -91,24 +91,11 @@ def complete(trainings: Sequence[Training], stage: str, processes: int, stop: Ca
     return True
 
 
-def _start(training: Training, stage: str, cores: set[int]) -> subprocess.Popen:
+def _start(training: Training, stage: str, share: set[int]) -> subprocess.Popen:
     training.directory.parent.mkdir(parents=True, exist_ok=True)
-    with training.log.open("a") as log, _pinned(cores):  # a child inherits the cores
+    with training.log.open("a") as log, cores.bound(share):
         # In a session of its own: Ctrl-C reaches this process alone, which then asks each run once to stop.
         return subprocess.Popen(training.command(stage), stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-
-
-@contextlib.contextmanager
-def _pinned(cores: set[int]) -> Iterator[None]:
-    if not cores:
-        yield
-        return
-    everywhere = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, everywhere)
 
 
 def _core_shares(processes: int) -> list[set[int]]:
@@ -116,10 +103,8 @@ def _core_shares(processes: int) -> list[set[int]]:
 
     Two trainings on a core each do a fifth more than one after the other on both, which wait for each other.
     """
-    if not hasattr(os, "sched_getaffinity"):  # macOS leaves no choice
-        return [set()] * processes
-    cores = sorted(os.sched_getaffinity(0))
-    return [set(cores[slot::processes]) or set(cores) for slot in range(processes)]
+    available = sorted(cores.usable())
+    return [set(available[slot::processes]) or set(available) for slot in range(processes)]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,27 @@
+import os
+
+from experiments import cores
+from experiments.record import runs
+
+
+def test_processes_share_the_cores():
+    before = cores.usable()
+    some = {min(before)}
+    with cores.bound(some):
+        assert cores.usable() == (some if cores.CAN_BIND else before)
+    assert cores.usable() == before
+
+
+def test_a_system_that_binds_no_process_is_no_trouble(monkeypatch):
+    for name in ("sched_getaffinity", "sched_setaffinity"):
+        monkeypatch.delattr(os, name, raising=False)
+    monkeypatch.setattr(cores, "CAN_BIND", False)
+    assert cores.usable() == set(range(os.cpu_count()))
+    with cores.bound({0}):
+        assert cores.usable() == set(range(os.cpu_count()))
+
+
+def test_every_process_has_cores_of_its_own_if_there_are_enough(monkeypatch):
+    monkeypatch.setattr(cores, "usable", lambda: {1, 4, 5})
+    assert runs._core_shares(2) == [{1, 5}, {4}]
+    assert runs._core_shares(4) == [{1}, {4}, {5}, {1, 4, 5}]

@@ -1,0 +1,80 @@
+import json
+import shutil
+
+import optuna
+import pytest
+import sqlalchemy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments import directory, space, storage, worker
+from mnist_flax.config import default_config
+
+DEFINITION = space.Definition(default_config(), {"seed": space.integer(0, 9)}, [], space.Plan())
+
+
+def open_study(place):
+    record = directory.read(place)
+    return directory.open_study(record, storage.connect(record.storage, heartbeat=60))
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A study directory, its study without trials."""
+    place = tmp_path / "study"
+    record = directory.prepare(place, DEFINITION, None)
+    worker.join(record.name, DEFINITION, storage.connect(record.storage, heartbeat=60), place)
+    return place
+
+
+def test_a_study_that_is_copied_or_moved_takes_its_trials_along(place):
+    trial = optuna.create_trial(value=0.5)
+    open_study(place).add_trial(trial)
+    copied = shutil.copytree(place, place.with_name("copied"))
+    for _ in range(2):
+        open_study(copied).add_trial(trial)
+    moved = place.rename(place.with_name("moved"))
+    assert len(open_study(moved).trials) == 1 and len(open_study(copied).trials) == 3
+    assert directory.prepare(moved, DEFINITION, None) == directory.read(moved)
+
+
+@pytest.mark.parametrize("url", ["sqlite:///{}/other.db", "sqlite:///{}/study.db"])
+def test_a_storage_that_was_named_is_where_it_was(tmp_path, url):
+    url, place = url.format(tmp_path), tmp_path / "study"
+    assert directory.prepare(place, DEFINITION, url).storage == url
+    moved = place.rename(tmp_path / "moved")
+    assert directory.read(moved).storage == url
+
+
+def test_what_a_killed_write_left_is_no_trouble(place):
+    for name in ("winner.py", "study.json", "report.html", "confirmation.json"):
+        (place / f"{name}.tmp").write_text("{")
+    assert directory.prepare(place, DEFINITION, None).name == "study"
+
+    new = place.with_name("new")
+    new.mkdir()
+    (new / "study.json.tmp").write_text("{")
+    assert directory.prepare(new, DEFINITION, None).name == "new"
+
+
+@pytest.mark.parametrize("name", ["notes.tmp", "notes.txt", ".tmp"])
+def test_what_is_not_of_a_study_is_not_written_beside(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(directory.UserError, match="neither empty nor a study"):
+        directory.prepare(tmp_path, DEFINITION, None)
+
+
+@pytest.mark.parametrize("url", [0, [], {}, False])
+def test_a_storage_that_is_no_address_is_refused(place, url):
+    details = json.loads((place / "study.json").read_text())
+    (place / "study.json").write_text(json.dumps(details | {"storage": url}))
+    with pytest.raises(directory.UserError, match="was damaged"):
+        directory.read(place)
+
+
+@given(st.text(min_size=1), st.sampled_from(["user", "query"]))
+def test_what_is_written_down_is_the_address_without_its_password(password, part):
+    address = sqlalchemy.URL.create("postgresql", "me", host="host", port=5432, database="db", query={"sslmode": "on"})
+    told = address.set(password=password) if part == "user" else address.update_query_dict({"password": password})
+    written = storage.public(told.render_as_string(hide_password=False))
+    assert sqlalchemy.make_url(written) == address

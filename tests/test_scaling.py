@@ -1,0 +1,35 @@
+import json
+import sys
+
+import pytest
+
+from experiments import scaling
+from tests.commands import command
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+
+
+@needs_linux
+def test_what_was_measured_of_one_recipe_is_not_taken_for_another(tmp_path):
+    """All measurements are there, so that nothing is trained."""
+    for recipe, cost in (("classic", 100.0), ("default", 300.0)):
+        for fields in (fields for name in ("epochs", "batch") for fields in scaling.SWEEPS[name]):
+            measured = {**fields, "images": 60_000, "microseconds_per_image": cost, "compile_seconds": 1.0}
+            measured |= {"peak_megabytes": 500.0, "epoch_megabytes": [400.0] * fields["num_epochs"], "device": "cpu"}
+            path = tmp_path / f"{recipe}-{'-'.join(map(str, fields.values()))}.json"
+            path.write_text(json.dumps(measured))
+    for recipe, shown in (("classic", "10,000"), ("default", "3,333")):
+        arguments = (f"--recipe=configs/{recipe}.py", "--sweeps=epochs,batch", f"--out={tmp_path}")
+        assert shown in command("experiments.scaling", *arguments).stdout
+        results = json.loads((tmp_path / "scaling.json").read_text())
+        assert list(results) == ["epochs", "batch"] and len(results["batch"]) == len(scaling.SWEEPS["batch"])
+        costs = {row["microseconds_per_image"] for rows in results.values() for row in rows}
+        assert costs == {100.0 if recipe == "classic" else 300.0}
+        assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("sweeps", ["", "batch,size"])
+def test_a_sweep_that_is_unknown_gets_one_line(tmp_path, sweeps):
+    ended = command("experiments.scaling", f"--sweeps={sweeps}", f"--out={tmp_path / 'out'}", status=2)
+    assert "must be some of examples,epochs,batch" in ended.stderr and len(ended.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
