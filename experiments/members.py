@@ -34,7 +34,9 @@ _UNUSED = ("feed", "checkpoint.keep")
 _WORK = (
     ("model.conv_dropout_rate",),
     tuple(f"augment.{kind}" for kind in augment.MOVES),
-    *((f"augment.{kind}",) for kind in ("elastic_alpha", "cutout", *photometric.KINDS)),
+    ("augment.elastic_alpha",),
+    ("augment.cutout",),
+    tuple(f"augment.{kind}" for kind in photometric.KINDS),
 )
 
 
@@ -167,7 +169,7 @@ class Programs:
         self._compiled: dict[tuple, tuple[Callable, Callable, Callable]] = {}
         self._train = jax.device_put(tuple(splits.train), NamedSharding(mesh, P()))
         self._batches = {
-            name: _replicated_batches(mesh, split, eval_batch_size)
+            name: _batches(mesh, split, eval_batch_size)
             for name, split in (("validation", splits.validation), ("test", splits.test))
         }
 
@@ -219,15 +221,11 @@ class Programs:
         )
 
 
-def _replicated_batches(mesh: Mesh, split: data.Split, batch_size: int):
+def _batches(mesh: Mesh, split: data.Split, batch_size: int):
     if not len(split.labels):
         return None
-    count = -(-len(split.labels) // min(batch_size, len(split.labels)))
-    size = -(-len(split.labels) // count)
-    padding = count * size - len(split.labels)
-    images = np.pad(split.images, ((0, padding), (0, 0), (0, 0))).reshape(count, size, 28, 28)
-    labels = np.pad(split.labels, (0, padding), constant_values=-1).reshape(count, size)
-    return jax.device_put((images, labels), NamedSharding(mesh, P()))
+    count = -(-len(split.labels) // batch_size)
+    return train.split_batches(mesh, *split, -(-len(split.labels) // count))
 
 
 class _Group:
