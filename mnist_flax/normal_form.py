@@ -1,7 +1,7 @@
 """MNIST's own form of a digit: 20 x 20 box, anti-aliased, centre of mass in the middle of 28 x 28."""
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 
 SIZE, BOX = 28, 20
@@ -17,9 +17,8 @@ def mnist_form(ink: Float[np.ndarray, "height width"]) -> UInt8[np.ndarray, "28 
       255 is ink. All zeros if there is no ink.
     """
     rows, columns = (np.flatnonzero((ink >= 0.5).any(axis)) for axis in (1, 0))
-    result = np.zeros((SIZE, SIZE), np.uint8)
     if not len(rows):
-        return result
+        return np.zeros((SIZE, SIZE), np.uint8)
     crop = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     height, width = crop.shape
     scale = BOX / max(height, width)
@@ -28,11 +27,15 @@ def mnist_form(ink: Float[np.ndarray, "height width"]) -> UInt8[np.ndarray, "28 
     resampling = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
     image = Image.fromarray(np.ascontiguousarray(crop, np.float32))
     digit = np.clip(np.asarray(image.resize(size, resampling)), 0, 1)
-    corner = []
+    return np.rint(255 * centred(digit)).astype(np.uint8)
+
+
+def centred(digit: Shaped[np.ndarray, "height width"]) -> Shaped[np.ndarray, "28 28"]:
+    """Places a digit of at most 28 x 28, light on black, with its centre of mass on pixel (14, 14), where MNIST has it."""
+    padding = []
     for axis, length in enumerate(digit.shape):
         profile = digit.sum(axis=1 - axis, dtype=np.float64)
         centre = profile @ np.arange(length) / profile.sum()
-        corner.append(int(np.clip(round(SIZE / 2 - centre), 0, SIZE - length)))
-    top, left = corner
-    result[top : top + digit.shape[0], left : left + digit.shape[1]] = np.rint(255 * digit)
-    return result
+        before = int(np.clip(round(SIZE / 2 - centre), 0, SIZE - length))
+        padding.append((before, SIZE - length - before))
+    return np.pad(digit, padding)

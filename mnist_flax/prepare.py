@@ -372,23 +372,15 @@ def digits() -> dict[str, tuple[UInt8[np.ndarray, "n 28 28"], UInt8[np.ndarray, 
     from PIL import Image
     from sklearn.datasets import load_digits
 
+    from mnist_flax.normal_form import centred
+
     data = load_digits()
     small = (data.images * 255 / 16).round().astype(np.uint8)
     scaled = [np.asarray(Image.fromarray(image).resize((20, 20), Image.Resampling.BICUBIC)) for image in small]
-    images = np.stack([_centred(digit) for digit in scaled])
+    images = np.stack([centred(digit) for digit in scaled])
     labels = data.target.astype(np.uint8)
     rank = np.zeros(len(labels), int)  # among the examples of its class
     for label in range(idx.NUM_CLASSES):
         rank[labels == label] = np.arange(np.sum(labels == label))
     test = rank % 5 == 2
     return {"train": (images[~test], labels[~test]), "test": (images[test], labels[test])}
-
-
-def _centred(digit: UInt8[np.ndarray, "20 20"]) -> UInt8[np.ndarray, "28 28"]:
-    """Places a digit in a black square with its centre of mass on pixel (14, 14), where MNIST has it."""
-    offsets = []
-    for axis, size in enumerate(digit.shape):
-        profile = digit.sum(axis=1 - axis, dtype=np.int64)
-        centre = profile @ np.arange(size) / profile.sum()
-        offsets.append(int(np.clip(round(idx.IMAGE_SIZE / 2 - centre), 0, idx.IMAGE_SIZE - size)))
-    return np.pad(digit, [(offset, idx.IMAGE_SIZE - 20 - offset) for offset in offsets])
