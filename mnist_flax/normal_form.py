@@ -31,7 +31,7 @@ def mnist_form(ink: Float[np.ndarray, "height width"]) -> UInt8[np.ndarray, "28 
 
 
 def centred(digit: Shaped[np.ndarray, "height width"]) -> Shaped[np.ndarray, "28 28"]:
-    """Places a digit of at most 28 x 28, light on black, with its centre of mass on pixel (14, 14), where MNIST has it."""
+    """Places a digit, light on black, in 28 x 28 with its centre of mass on pixel (14, 14), where MNIST has it."""
     padding = []
     for axis, length in enumerate(digit.shape):
         profile = digit.sum(axis=1 - axis, dtype=np.float64)
