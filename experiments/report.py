@@ -186,28 +186,21 @@ def page(
     mind = f"<section class='notes'><h2>Mind</h2><ul>{warnings_list}</ul></section>" if notes else ""
     head = ("trial", objective, *map(study_figures.short, keys))
     space_table = report.table(ranges, ("hyperparameter", "range", "values", "role"))
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(f"{record.name}: {heading}")}</title>
-<style>{report.CSS}{CSS}</style>
-</head>
-<body>
-<header><h1>{escape(heading)}</h1><p>Study <code>{escape(record.name)}</code>, dataset
-{escape(record.config.dataset)}; trials compared by {escape(objective)} on validation data</p></header>
-<main>
-<dl class="tiles">{"".join(map(report.tile, tiles))}</dl>
+    of = (
+        f"Study <code>{escape(record.name)}</code>, dataset {escape(record.config.dataset)}; "
+        f"trials compared by {escape(objective)} on validation data"
+    )
+    return report.document(
+        record.name,
+        heading,
+        of,
+        f"""<dl class="tiles">{"".join(map(report.tile, tiles))}</dl>
 {mind}
 <div class="figures">{blocks}</div>
 <section class="scroll"><h2>Best trials</h2>{report.table(rows, head)}</section>
-<section class="scroll"><h2>Search space</h2>{space_table}</section>
-</main>
-</body>
-</html>
-"""
+<section class="scroll"><h2>Search space</h2>{space_table}</section>""",
+        CSS,
+    )
 
 
 def shown_value(objective: str, value: float) -> str:

@@ -160,6 +160,23 @@ def page(
     ]
     captions = CAPTIONS | ROBUSTNESS_CAPTIONS
     figure_blocks = (figure_block(name, picture, captions[name]) for name, picture in pictures.items())
+    return document(
+        name,
+        heading,
+        f"Run <code>{escape(name)}</code>",
+        f"""<dl class="tiles">{"".join(map(tile, tiles))}</dl>
+<div class="figures">{"".join(figure_blocks)}</div>
+<div class="tables">
+<section><h2>Classes</h2>{table(classes, ("class", "examples", "precision", "recall"))}</section>
+<section><h2>Summary</h2>{table([(k.replace("_", " "), shown(k, v)) for k, v in summary.items()])}</section>
+{f"<section><h2>Members</h2>{member_table}</section>" if members else ""}
+</div>
+<section class="wide"><h2>Configuration{whose} and environment</h2>{table(settings)}</section>""",
+    )
+
+
+def document(name: str, heading: str, subject: str, content: str, style: str = "") -> str:
+    """A page of its own, of HTML `subject` and `content`, which may load nothing."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -167,19 +184,12 @@ def page(
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(f"{name}: {heading}")}</title>
-<style>{CSS}</style>
+<style>{CSS}{style}</style>
 </head>
 <body>
-<header><h1>{escape(heading)}</h1><p>Run <code>{escape(name)}</code></p></header>
+<header><h1>{escape(heading)}</h1><p>{subject}</p></header>
 <main>
-<dl class="tiles">{"".join(map(tile, tiles))}</dl>
-<div class="figures">{"".join(figure_blocks)}</div>
-<div class="tables">
-<section><h2>Classes</h2>{table(classes, ("class", "examples", "precision", "recall"))}</section>
-<section><h2>Summary</h2>{table([(k.replace("_", " "), shown(k, v)) for k, v in summary.items()])}</section>
-{f"<section><h2>Members</h2>{member_table}</section>" if members else ""}
-</div>
-<section class="wide"><h2>Configuration{whose} and environment</h2>{table(settings)}</section>
+{content}
 </main>
 </body>
 </html>
