@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import math
+import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,15 +27,17 @@ def find(directory: Path) -> dict[str, Path]:
     """The four archives in a directory, by file name.
 
     Raises:
-      UserError: the directory or one of the archives is missing.
+      UserError: the directory or one of the archives is missing, or may not be read.
     """
     if not directory.is_dir():
         problem = "is not a directory" if directory.exists() else "does not exist"
         raise UserError(f"archive_dir {directory} {problem}: it should hold the four original archives")
     paths = {file: directory / file for files in ARCHIVES.values() for file in files}
     for path in paths.values():
-        if not path.is_file():
+        if os.access(directory, os.X_OK) and not path.is_file():
             raise UserError(f"{path} is missing: archive_dir should hold {', '.join(paths)}")
+        if not os.access(path, os.R_OK):
+            raise UserError(f"{path} may not be read: change its permissions, or name a copy as archive_dir")
     return paths
 
 
