@@ -3,6 +3,7 @@
 import signal
 import sys
 
-# `python -m` is about to run a command. While it still imports (until `cli.run`), Ctrl-C ends it without a traceback.
-if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+# `python -m` is about to run a command of ours. While it still imports (until `cli.run`), Ctrl-C ends it quietly.
+_OURS = any(word.removeprefix("-m").partition(".")[0] in ("mnist_flax", "experiments") for word in sys.orig_argv)
+if _OURS and sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
