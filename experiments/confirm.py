@@ -73,12 +73,14 @@ def run_confirmation(place: Path, seeds: int, population: int, heartbeat: int, s
     ranges = {**space.sweep_space(sweep), "seed": space.integer(FRESH, 2 * FRESH)}
     definition = space.Definition(record.config, ranges, sweep, record.plan)
     members.use_all_cores()
+    programs = members.Programs.load(record.config)
     name = f"{record.name}, confirmation of trial {trial.number}"
     repeats = worker.join(name, definition, database, place)
     done = worker.Worker(
         repeats,
         database,
         definition,
+        programs,
         trials=len(sweep),
         population=population,
         sampler="quasirandom",
