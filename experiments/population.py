@@ -44,7 +44,7 @@ def train(population: members.Population, num_epochs: int) -> list[dict]:
 
 
 def print_results(results: Sequence[dict], title: str) -> None:
-    """A row a member, then mean, deviation and interval over those that did not diverge."""
+    """A row a member, then number, mean, deviation and interval over those that did not diverge."""
     headings = (name.replace("_accuracy", "").replace("_", " ") for name in SCORES)
     table = Table("seed", *headings, title=title, title_justify="left")
     for result in results:
