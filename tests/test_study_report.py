@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from experiments import directory, report, space, storage, study_figures, worker
 from experiments.study_figures import Axis, Trial
 from mnist_flax.config import default_config
-from tests.commands import command, finish, start
+from tests.commands import command
 
 RATE = "optimizer.learning_rate"
 SPACE = {
@@ -145,16 +145,6 @@ def test_axes_of_choices():
     assert grid.log and (grid.low, grid.high) == (1e-9, 1.0) and grid.share(1e-9) == 0
     widths = study_figures.make_axis("model.dense", {"kind": "choice", "values": [[8], [16, 8]]})
     assert widths.ticks == ("(8,)", "(16, 8)")
-
-
-@pytest.mark.parametrize("module", ["experiments.report", "experiments.study"])
-def test_without_optuna_one_line_says_what_to_install(module):
-    code = (
-        "import runpy, sys; sys.modules['optuna'] = None; "  # as Python marks what cannot be imported
-        f"sys.argv = ['it', 'runs/studies/adam']; runpy.run_module('{module}', run_name='__main__')"
-    )
-    error = finish(start(code, option="-c"), 2).stderr
-    assert "pip install 'mnist_flax[research]'" in error and len(error.splitlines()) == 1
 
 
 def test_a_study_without_a_result_is_refused(tmp_path):
