@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from rich.table import Table
 
 from configs.studies import throughput
 from experiments import cores, extra
@@ -185,7 +184,7 @@ def main(argv: list[str]) -> None:
     if "torch" in _METHODS.value:
         extra.require_torch()
     data.load(throughput.get_config())  # prepared before anything is timed
-    table = Table("method", "seconds", "trials/hour", "validation accuracy, mean and best", title_justify="left")
+    table = progress.table("method", "seconds", "trials/hour", "validation accuracy, mean and best")
     for method in _METHODS.value:
         if method == "scaling":
             scaling([int(size) for size in _SIZES.value])

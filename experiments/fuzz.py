@@ -17,7 +17,6 @@ from typing import Any
 
 from absl import flags
 from rich import box
-from rich.table import Column, Table
 
 from mnist_flax import cli, progress
 
@@ -71,7 +70,7 @@ def main(argv: list[str]) -> int:
         raise cli.UserError(f"--targets={','.join(unknown)} is unknown: choose from {', '.join(TARGETS)}")
     output = Path(_OUTPUT.value)
     headings = ("inputs", "valid", "refused", "corpus", "slowest ms", "MiB", "findings")
-    table = Table(Column("target", min_width=11), *headings, box=box.SIMPLE)
+    table = progress.table("target", *headings, box=box.SIMPLE)
     findings = []
     for name in names:
         result = campaign(name, _SECONDS.value / len(names), output)

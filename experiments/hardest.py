@@ -131,8 +131,6 @@ def people(item: Hard) -> str:
 def main(argv: list[str]) -> None:
     if len(argv) < 2:
         raise cli.UserError("name finished run directories: python -m experiments.hardest RUN...")
-    from rich.table import Table
-
     from mnist_flax import data, devices, progress, recogniser, run
 
     figure = Path(_FIGURE.value)
@@ -159,7 +157,7 @@ def main(argv: list[str]) -> None:
         for item in hard
     ]
     run.write_json(details, {"runs": argv[1:], "dataset": runs[0].config.dataset, "hardest": written})
-    table = Table("number", "label", "read as", "people", title="Read wrong by most runs", title_justify="left")
+    table = progress.table("number", "label", "read as", "people", title="Read wrong by most runs")
     for item in shown:
         read = ", ".join(f"{runs[0].class_names[k]} x{count}" for k, count in item.votes.items())
         table.add_row(f"{item.number}", runs[0].class_names[item.label], read, people(item))

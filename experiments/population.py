@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from rich.table import Table
 
 from experiments import members, outputs
 from experiments.summarize import add_means, shown
@@ -46,7 +45,7 @@ def train(population: members.Population, num_epochs: int) -> list[dict]:
 def print_results(results: Sequence[dict], title: str) -> None:
     """A row a member, then number, mean, deviation and interval over those that did not diverge."""
     headings = (name.replace("_accuracy", "").replace("_", " ") for name in SCORES)
-    table = Table("seed", *headings, title=title, title_justify="left")
+    table = progress.table("seed", *headings, title=title)
     for result in results:
         step = result["diverged_at_step"]
         cells = (shown(name, result[name]) for name in SCORES)

@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
     if len(datasets) > 1:
         raise cli.UserError(f"these runs are of different datasets ({', '.join(sorted(datasets))}): summarize one")
     headings = (name.removesuffix("_accuracy").replace("_seconds", " s") for name in FIELDS)
-    table = Table("run", "seed", *headings, title=f"{datasets.pop()}, {summaries[0]['device']}", title_justify="left")
+    table = progress.table("run", "seed", *headings, title=f"{datasets.pop()}, {summaries[0]['device']}")
     for name, summary in zip(argv[1:], summaries, strict=True):
         table.add_row(Path(name).name, str(summary["seed"]), *(shown(field, summary.get(field)) for field in FIELDS))
     add_means(table, summaries, FIELDS, "")
