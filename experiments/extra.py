@@ -15,6 +15,11 @@ def require_torch() -> None:
     _require("torch", "what is compared with needs PyTorch: pip install 'mnist_flax[peers]'")
 
 
+def require_atheris() -> None:
+    """Raises UserError unless Atheris is installed."""
+    _require("atheris", "the campaign needs Atheris, on Linux: pip install 'mnist_flax[fuzz]'")
+
+
 def _require(package: str, message: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise UserError(message)

@@ -13,6 +13,7 @@ from tests.commands import command, finish, start
         ("optuna", ("experiments.bench_population", "--methods=processes,population"), "research"),
         ("torch", ("experiments.bench_population", "--methods=torch"), "peers"),
         ("torch", ("experiments.speedrun_peer", "0"), "peers"),
+        ("atheris", ("experiments.fuzz", "--targets=idx"), "fuzz"),
     ],
 )
 def test_without_a_package_one_line_says_what_to_install(package, arguments, extra):
