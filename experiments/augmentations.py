@@ -13,6 +13,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float
 
+from experiments import outputs
 from mnist_flax import cli
 from mnist_flax import config as config_lib
 from mnist_flax.figures import styled
@@ -71,8 +72,7 @@ def main(argv: list[str]) -> None:
     config, path = _CONFIG.value, Path(_FIGURE.value)
     config_lib.recipe_path()
     config_lib.check(config)
-    if path.suffix != ".png" or not path.parent.is_dir():
-        raise cli.UserError(f"--figure={path} must be a .png file in a directory that exists")
+    outputs.check("figure", path, ".png")
     from mnist_flax import data
 
     train = data.load(config).train

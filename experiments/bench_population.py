@@ -20,10 +20,9 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from rich.table import Table
 
 from configs.studies import throughput
-from experiments import cores
+from experiments import cores, extra
 from experiments.contenders import TORCH_ENVIRONMENT
 from mnist_flax import cli, data, devices, progress
 
@@ -180,8 +179,12 @@ def main(argv: list[str]) -> None:
     for size in _SIZES.value:
         if not size.isdecimal() or not 1 <= int(size) <= most:
             raise cli.UserError(f"--sizes={size} must be a whole number from 1 to {most}, or several: 1,2,4")
+    if {"population", "torch"} & set(_METHODS.value):
+        extra.require_optuna()
+    if "torch" in _METHODS.value:
+        extra.require_torch()
     data.load(throughput.get_config())  # prepared before anything is timed
-    table = Table("method", "seconds", "trials/hour", "validation accuracy, mean and best", title_justify="left")
+    table = progress.table("method", "seconds", "trials/hour", "validation accuracy, mean and best")
     for method in _METHODS.value:
         if method == "scaling":
             scaling([int(size) for size in _SIZES.value])

@@ -20,7 +20,6 @@ from unittest import mock
 
 import jax
 from absl import flags
-from rich.table import Table
 
 from mnist_flax import checkpoint, cli, data, progress, run, train
 from mnist_flax import config as config_lib
@@ -83,7 +82,7 @@ def main(argv: list[str]) -> None:
             "an epoch's metrics": append,
             "summary.json": summarise,
         }
-        table = Table("what is saved", "fsync", "training waits, ms", "until saved, ms", "CPU, ms")
+        table = progress.table("what is saved", "fsync", "training waits, ms", "until saved, ms", "CPU, ms")
         for title, action in actions.items():
             taken: dict[str, list[tuple[float, float, float]]] = {"yes": [], "no": []}
             for _ in range(_ROUNDS.value + 1):

@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import flags
-from rich.table import Table
 from rich.text import Text
 
 from experiments.contenders import (
@@ -165,10 +164,8 @@ def compare(names: Sequence[str], dtypes: Sequence[str], batch_size: int, exampl
 
 def print_table(rows: Sequence[dict], title: str) -> None:
     """The results of one batch size."""
-    table = Table("", "images/s", "range", "project / it", "of peak", "loss", title_justify="left")
-    table.title = f"Training, batch {rows[0]['batch_size']:,}, {title}"
-    for column in table.columns[1:]:
-        column.justify = "right"
+    headings = ("", "images/s", "range", "project / it", "of peak", "loss")
+    table = progress.table(*headings, title=f"Training, batch {rows[0]['batch_size']:,}, {title}")
     dtype = None
     for row in rows:
         if row["dtype"] != dtype:

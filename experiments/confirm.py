@@ -6,7 +6,6 @@ from typing import Any
 
 import optuna
 from ml_collections import ConfigDict
-from rich.table import Table
 
 from experiments import directory, members, space, storage, worker
 from experiments.summarize import mean_interval
@@ -73,12 +72,14 @@ def run_confirmation(place: Path, seeds: int, population: int, heartbeat: int, s
     ranges = {**space.sweep_space(sweep), "seed": space.integer(FRESH, 2 * FRESH)}
     definition = space.Definition(record.config, ranges, sweep, record.plan)
     members.use_all_cores()
+    programs = members.Programs.load(record.config)
     name = f"{record.name}, confirmation of trial {trial.number}"
     repeats = worker.join(name, definition, database, place)
     done = worker.Worker(
         repeats,
         database,
         definition,
+        programs,
         trials=len(sweep),
         population=population,
         sampler="quasirandom",
@@ -126,7 +127,7 @@ def compare(
 
 def print_comparison(results: Mapping[str, Any], objective: str) -> None:
     title = f"{len(results['seeds'])} fresh seeds; +- is half the 95 % interval of the mean"
-    table = Table("", "mean", "+-", "deviation", title=title, title_justify="left")
+    table = progress.table("", "mean", "+-", "deviation", title=title)
     for key, name, form in (("test_accuracy", "test accuracy", "{:.3%}"), ("objective_value", objective, "{:.5g}")):
         for role in ("winner", "baseline", "difference"):
             score = results[key][role]

@@ -1,6 +1,7 @@
 """The study directory: what a study is about and where its trials are, for every command that is given its path."""
 
 import fcntl
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ _OURS = {
     *(".lock", "config.json", "study.json", "study.db", "study.db.lock", "study.db-journal"),
     *("winner.py", "__pycache__", "confirmation.json", "report.html", "figures"),
 }
+_UNSOUND = (KeyError, TypeError, ValueError, AttributeError)
 
 
 class Record(NamedTuple):
@@ -47,11 +49,16 @@ def prepare(place: Path, definition: space.Definition, url: str | None) -> Recor
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the first of several workers writes
         if not (place / "study.json").exists():
+            scales = {key: asdict(dimension) for key, dimension in definition.space.items()}
+            details: dict[str, Any] = {"name": place.resolve().name, "storage": storage.public(url) if url else None}
+            details |= {"plan": asdict(definition.plan), "space": scales}
+            try:
+                _parse(json.loads(json.dumps(details)), definition.config, place)  # or it could never be read again
+            except _UNSOUND as error:
+                raise UserError(f"the study's plan or space cannot be written down: {error}") from error
             storage.connect(url or storage.default_url(place), heartbeat=60)  # before anything is written
             run.write_json(place / "config.json", {"config": definition.config.to_dict()})
-            scales = {key: asdict(dimension) for key, dimension in definition.space.items()}
-            details = {"name": place.resolve().name, "storage": storage.public(url) if url else None}
-            run.write_json(place / "study.json", details | {"plan": asdict(definition.plan), "space": scales})
+            run.write_json(place / "study.json", details)
     record = read(place)
     if url and storage.public(url) != record.storage:
         raise UserError(
@@ -67,11 +74,16 @@ def read(place: Path) -> Record:
     details = run.read_json(place / "study.json")
     config = run.read_config(place)
     try:
-        plan = space.Plan(**{**details["plan"], "scientific": tuple(details["plan"]["scientific"])})
-        name, url, scales = details["name"], details["storage"], dict(details["space"])
-        _check(name, url, plan, scales, set(config_lib.flatten(config)))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return _parse(details, config, place)
+    except _UNSOUND as error:
         raise UserError(f"{place / 'study.json'} was damaged or is from another version") from error
+
+
+def _parse(details: Any, config: ConfigDict, place: Path) -> Record:
+    """The record that study.json holds; raises one of _UNSOUND if it holds none."""
+    plan = space.Plan(**{**details["plan"], "scientific": tuple(details["plan"]["scientific"])})
+    name, url, scales = details["name"], details["storage"], dict(details["space"])
+    _check(name, url, plan, scales, set(config_lib.flatten(config)))
     return Record(name, storage.default_url(place) if url is None else url, config, plan, scales)
 
 
@@ -87,7 +99,7 @@ def _check(name: Any, url: Any, plan: space.Plan, scales: Mapping[str, Any], fie
             sound = scale["values"] and all(map(_is_choice, scale["values"]))
         else:
             sound = scale["kind"] in ("log_uniform", "uniform", "integer") and isinstance(scale["log"], bool)
-            sound = sound and (1e-300 if scale["log"] else -1e300) < scale["low"] < scale["high"] < 1e300
+            sound = sound and (space.LEAST if scale["log"] else -1e300) < scale["low"] < scale["high"] < 1e300
         if not sound:
             raise ValueError("a range that cannot be")
         if scale["condition"] is not None:

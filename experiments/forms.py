@@ -87,8 +87,6 @@ def total(scores: list[Score]) -> Score:
 def main(argv: list[str]) -> None:
     if len(argv) != 2:
         raise cli.UserError("name one run directory: python -m experiments.forms RUN")
-    from rich.table import Table
-
     from mnist_flax import data, metrics, progress, reading, recogniser
     from tests import forms
 
@@ -99,7 +97,7 @@ def main(argv: list[str]) -> None:
     reader = recogniser.load_reader(trained)
 
     columns = ("forms", "paper", "digits", "read", "95 %", "?", "wrong", "missed", "extra", "numbers")
-    table = Table(*columns, title=f"{config.dataset} {_SPLIT.value} digits on forms", title_justify="left")
+    table = progress.table(*columns, title=f"{config.dataset} {_SPLIT.value} digits on forms")
     styles = {"clean": forms.CLEAN, "degraded": forms.DEGRADED, "touching": forms.JOINED}
     for name, style in styles.items():
         scores: dict[str, list[Score]] = {}

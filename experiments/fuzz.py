@@ -5,7 +5,6 @@ limit of time and memory for each input, and prints a table. A finding is whatev
 hang or a lack of memory; the input is kept under --output, and the exit status is 1.
 """
 
-import importlib.util
 import json
 import os
 import shutil
@@ -17,8 +16,8 @@ from typing import Any
 
 from absl import flags
 from rich import box
-from rich.table import Column, Table
 
+from experiments import extra
 from mnist_flax import cli, progress
 
 _SECONDS = flags.DEFINE_float("seconds", 300.0, "time for all targets together.", lower_bound=1.0)
@@ -62,16 +61,15 @@ def campaign(name: str, seconds: float, output: Path) -> dict[str, Any]:
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise cli.UserError(f"{argv[1]!r} is no flag: choose with --targets=NAME,NAME")
-    if importlib.util.find_spec("atheris") is None:
-        raise cli.UserError("the campaign needs Atheris, on Linux: pip install 'mnist_flax[fuzz]'")
     from experiments.fuzz_targets import TARGETS
 
     names = _TARGETS.value or list(TARGETS)
     if unknown := [name for name in names if name not in TARGETS]:
         raise cli.UserError(f"--targets={','.join(unknown)} is unknown: choose from {', '.join(TARGETS)}")
+    extra.require_atheris()
     output = Path(_OUTPUT.value)
     headings = ("inputs", "valid", "refused", "corpus", "slowest ms", "MiB", "findings")
-    table = Table(Column("target", min_width=11), *headings, box=box.SIMPLE)
+    table = progress.table("target", *headings, box=box.SIMPLE)
     findings = []
     for name in names:
         result = campaign(name, _SECONDS.value / len(names), output)

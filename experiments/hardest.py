@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int, UInt8
 
+from experiments import outputs
 from mnist_flax import cli, named
 from mnist_flax.figures import BLUE, GREY, VERMILION, styled
 
@@ -130,13 +131,12 @@ def people(item: Hard) -> str:
 def main(argv: list[str]) -> None:
     if len(argv) < 2:
         raise cli.UserError("name finished run directories: python -m experiments.hardest RUN...")
-    from rich.table import Table
-
     from mnist_flax import data, devices, progress, recogniser, run
 
     figure = Path(_FIGURE.value)
-    if figure.suffix != ".png" or not figure.parent.is_dir():
-        raise cli.UserError(f"--figure={figure} must be a .png file in a directory that exists")
+    details = figure.with_suffix(".json")
+    outputs.check("figure", figure, ".png")
+    outputs.check("figure", details)
     devices.keep_compiled_programs()
     runs = [named.load(directory) for directory in argv[1:]]
     if len(datasets := {trained.config.dataset for trained in runs}) > 1:
@@ -156,10 +156,8 @@ def main(argv: list[str]) -> None:
         }
         for item in hard
     ]
-    run.write_json(
-        figure.with_suffix(".json"), {"runs": argv[1:], "dataset": runs[0].config.dataset, "hardest": written}
-    )
-    table = Table("number", "label", "read as", "people", title="Read wrong by most runs", title_justify="left")
+    run.write_json(details, {"runs": argv[1:], "dataset": runs[0].config.dataset, "hardest": written})
+    table = progress.table("number", "label", "read as", "people", title="Read wrong by most runs")
     for item in shown:
         read = ", ".join(f"{runs[0].class_names[k]} x{count}" for k, count in item.votes.items())
         table.add_row(f"{item.number}", runs[0].class_names[item.label], read, people(item))
@@ -168,7 +166,7 @@ def main(argv: list[str]) -> None:
     print(
         f"{len(hard)} test images are read wrong by most of {len(predictions)} runs, {known} of them known label errors"
     )
-    print(f"written to {figure} and {figure.with_suffix('.json')}")
+    print(f"written to {figure} and {details}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from rich.table import Table
 
 from experiments.faults import sabotage
 from mnist_flax import cli, progress, run
@@ -133,7 +132,7 @@ def main(argv: list[str]) -> None:
         raise cli.UserError(f"{directory} was finished before: name another --workdir")
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     rows = tenths(observations, [json.loads(line) for line in lines])
-    table = Table(*rows[0], title=f"{_EPOCHS.value} epochs of {_RECIPE.value}", title_justify="left")
+    table = progress.table(*rows[0], title=f"{_EPOCHS.value} epochs of {_RECIPE.value}")
     for row in rows:
         table.add_row(*(f"{cell:,.1f}" if isinstance(cell, float) else str(cell) for cell in row.values()))
     progress.console.print(table)

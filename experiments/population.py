@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from rich.table import Table
 
-from experiments import members
+from experiments import members, outputs
 from experiments.summarize import add_means, shown
 from mnist_flax import cli, progress, run
 from mnist_flax import config as config_lib
@@ -44,9 +43,9 @@ def train(population: members.Population, num_epochs: int) -> list[dict]:
 
 
 def print_results(results: Sequence[dict], title: str) -> None:
-    """A row a member, then mean, deviation and interval over those that did not diverge."""
+    """A row a member, then number, mean, deviation and interval over those that did not diverge."""
     headings = (name.replace("_accuracy", "").replace("_", " ") for name in SCORES)
-    table = Table("seed", *headings, title=title, title_justify="left")
+    table = progress.table("seed", *headings, title=title)
     for result in results:
         step = result["diverged_at_step"]
         cells = (shown(name, result[name]) for name in SCORES)
@@ -61,10 +60,7 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.value
     members.check([config])
     if _OUTPUT.value:
-        output = Path(_OUTPUT.value).resolve()
-        if output.is_dir() or not output.parent.is_dir():
-            reason = "it is a directory" if output.is_dir() else "its directory does not exist"
-            raise cli.UserError(f"--output={_OUTPUT.value} cannot be written: {reason}")
+        outputs.check("output", Path(_OUTPUT.value))
     members.use_all_cores()
     configs = [members.with_fields(config, {"seed": config.seed + i}) for i in range(_SEEDS.value)]
     population = members.Population(configs, members.Programs.load(config))

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
-from rich.table import Table
 
 from mnist_flax import cli, progress, run
 from mnist_flax.figures import BLUE, styled
@@ -101,10 +100,8 @@ def _resident_megabytes(pid: int) -> float:
 
 
 def print_table(rows: Sequence[dict], title: str) -> None:
-    table = Table("examples", "epochs", "batch", "us/image", "images/s", "compiled in", "peak memory")
-    table.title, table.title_justify = title, "left"
-    for column in table.columns:
-        column.justify = "right"
+    headings = ("examples", "epochs", "batch", "us/image", "images/s", "compiled in", "peak memory")
+    table = progress.table(*headings, title=title)
     for row in rows:
         table.add_row(
             f"{row['train_examples']:,}",

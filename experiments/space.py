@@ -26,6 +26,7 @@ from mnist_flax.cli import UserError
 
 OBJECTIVES = ("validation_error", "validation_loss", "epochs_to_target")
 SAMPLERS = ("quasirandom", "tpe", "cmaes")
+LEAST = 1e-300  # where a logarithmic range may begin
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Dimension:
 
     def when(self, key: str, *values: Any) -> "Dimension":
         """The same range, which is there only where `key`, named before it, has one of the values."""
-        return replace(self, condition=(key, values))
+        return replace(self, condition=(key, tuple(map(_plain, values))))
 
     def describe(self) -> str:
         """One line that tells this range from any other."""
@@ -83,13 +84,18 @@ def integer(low: int, high: int, log: bool = False) -> Dimension:
 
 def choice(*values: Any) -> Dimension:
     """One of these values: names, numbers or tuples, in no order."""
-    return Dimension("choice", values=values)
+    return Dimension("choice", values=tuple(map(_plain, values)))
 
 
 def product(values: Mapping[str, Iterable]) -> Iterator[dict[str, Any]]:
     """All combinations, as overrides for `sweep()`; the last key varies fastest."""
     for combination in itertools.product(*values.values()):
         yield dict(zip(values, combination, strict=True))
+
+
+def _plain(value: Any) -> Any:
+    """A value as a config holds it: its tuples may be given as lists."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def label(value: Any) -> Any:
@@ -116,7 +122,7 @@ class Definition:
         try:
             config = members.with_fields(self.config, overrides)
             self.derive(config)
-        except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+        except Exception as error:  # `derive` is the user's
             raise UserError(" ".join(f"a trial's config cannot be made: {error}".split())) from error
         members.check([self.config, config])
         return config
@@ -145,21 +151,43 @@ def define(module: Any, config: ConfigDict) -> Definition:
         raise UserError("a study's config file must define either search_space() or sweep()")
     sweep: list[Mapping[str, Any]] = []
     if hasattr(module, "sweep"):
-        sweep = list(module.sweep())
+        sweep = _given(module, "sweep", list)
         if not sweep or not all(isinstance(entry, Mapping) and entry for entry in sweep):
             raise UserError("sweep() must yield overrides, one or more: {'optimizer.learning_rate': 0.001}")
-        space = sweep_space(sweep)
+        sweep = [{key: _plain(value) for key, value in entry.items()} for entry in sweep]
+        space: Space = {}  # once the entries are known to be sound
     else:
-        space = dict(module.search_space())
-    plan = module.plan() if hasattr(module, "plan") else Plan()
+        space = _given(module, "search_space")
+        if not isinstance(space, Mapping) or not space:
+            raise UserError("search_space() must return ranges by field, one or more: {'seed': space.integer(0, 9)}")
+    plan = _given(module, "plan") if hasattr(module, "plan") else Plan()
     derive = getattr(module, "derive", lambda config: None)
-    definition = Definition(config, space, sweep, plan, derive)
-    _check_plan(plan, space)
-    for key, dimension in space.items():
-        _check_dimension(key, dimension, space, definition)
+    definition = Definition(config, dict(space), sweep, plan, derive)
+    definition.trial_config({})  # which a confirmation trains beside the winner
+    for key in (key for entry in (space, *sweep) for key in entry):
+        _check_key(key, config)
     for entry in sweep:
         definition.trial_config(entry)
+    if sweep:
+        definition = replace(definition, space=sweep_space(sweep))
+    for key, dimension in definition.space.items():
+        _check_dimension(key, dimension, definition)
+    _check_plan(plan, definition.space)
     return definition
+
+
+def _given(module: Any, name: str, kind: Callable = lambda given: given) -> Any:
+    """What a function of the config file returns, made a `kind`.
+
+    Raises:
+      UserError: it fails.
+    """
+    try:
+        return kind(getattr(module, name)())
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(" ".join(f"{name}() fails with {type(error).__name__}: {error}".split())) from error
 
 
 def sweep_space(sweep: Sequence[Mapping[str, Any]]) -> Space:
@@ -175,18 +203,35 @@ def changed(base: ConfigDict, config: ConfigDict) -> dict[str, Any]:
 
 
 def _check_plan(plan: Plan, space: Space) -> None:
+    if not isinstance(plan, Plan):
+        raise UserError(f"plan() must return a space.Plan, not {type(plan).__name__}")
     if plan.objective not in OBJECTIVES or plan.sampler not in SAMPLERS:
         raise UserError(f"plan(): objective is one of {', '.join(OBJECTIVES)}, sampler one of {', '.join(SAMPLERS)}")
+    for name, kind, low, high in (
+        ("target", int | float, 0, 1),
+        ("evaluations", int, 0, None),
+        ("rounds", int, 1, 6),  # as --rounds allows
+    ):
+        value = getattr(plan, name)
+        if not isinstance(value, kind) or not low <= value <= (value if high is None else high):
+            span = f"from {low} to {high}" if high else f"from {low} on"
+            raise UserError(f"plan(): {name}={value!r} must be a {'whole ' if kind is int else ''}number {span}")
+    if not isinstance(plan.question, str) or not isinstance(plan.scientific, tuple | list):
+        raise UserError("plan(): question is a text, scientific a tuple of fields: ('optimizer.name',)")
     for key in plan.scientific:
-        if key not in space:
+        if key not in list(space):
             raise UserError(f"plan(): {key!r} is called scientific and is not in the space")
 
 
-def _check_dimension(key: str, dimension: Dimension, space: Space, definition: Definition) -> None:
-    fields = config_lib.flatten(definition.config)
+def _check_key(key: Any, config: ConfigDict) -> None:
+    fields = config_lib.flatten(config)
     if key not in fields:
-        near = difflib.get_close_matches(key, fields, n=1)
+        near = difflib.get_close_matches(str(key), fields, n=1)
         raise UserError(f"space: {key} is no field of the config" + (f": did you mean {near[0]}?" if near else ""))
+
+
+def _check_dimension(key: str, dimension: Dimension, definition: Definition) -> None:
+    space = definition.space
     if not isinstance(dimension, Dimension):
         raise UserError(f"space: {key} must be log_uniform, uniform, integer or choice of experiments.space")
     if dimension.kind == "choice":
@@ -194,20 +239,22 @@ def _check_dimension(key: str, dimension: Dimension, space: Space, definition: D
             raise UserError(f"space: {key} is an empty choice: name its values")
         ends = dimension.values
     else:
+        ends = (dimension.low, dimension.high)
+        if dimension.kind == "integer" and not all(isinstance(end, int) for end in ends):
+            raise UserError(f"space: the range of {key} must have whole ends")
         if not dimension.low < dimension.high:
             raise UserError(f"space: the range of {key}, {dimension.low} to {dimension.high}, is empty")
-        if dimension.log and dimension.low <= 0:
-            raise UserError(f"space: the range of {key} is logarithmic and must begin above 0")
-        if dimension.kind == "integer" and not all(isinstance(end, int) for end in (dimension.low, dimension.high)):
-            raise UserError(f"space: the range of {key} must have whole ends")
-        ends = (dimension.low, dimension.high)
+        if dimension.log and dimension.low < LEAST:
+            raise UserError(f"space: the range of {key} is logarithmic and must begin above 0, at {LEAST} or more")
     condition = {}
     if dimension.condition:
         parent, values = dimension.condition
         before = list(space)[: list(space).index(key)]
         if parent not in before:
             raise UserError(f"space: {key} depends on {parent}, which must be named before it")
-        if not values or (space[parent].kind == "choice" and not set(values) <= set(space[parent].values)):
+        if not values or (
+            space[parent].kind == "choice" and not all(value in space[parent].values for value in values)
+        ):
             raise UserError(f"space: {key} depends on values that {parent} never has: {list(values)}")
         condition = {parent: values[0]}
     if not definition.sweep:  # the entries of a sweep are checked whole

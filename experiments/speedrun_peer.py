@@ -12,10 +12,12 @@ import os
 import sys
 import time
 
-STARTED = time.perf_counter()
+from experiments import extra
+from experiments.contenders import TORCH_ENVIRONMENT
+from mnist_flax import cli
 
 
-def main(seed: int) -> None:
+def train(seed: int) -> None:
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -54,18 +56,21 @@ def main(seed: int) -> None:
         guesses = torch.cat([logits(pixels).argmax(1) for pixels in test_images.split(1000)])
     accuracy = (guesses == test_labels).double().mean().item()
     print(
-        f"test accuracy {accuracy:.2%}, {trained:.2f} s of training, {time.perf_counter() - STARTED:.2f} s in all",
+        f"test accuracy {accuracy:.2%}, {trained:.2f} s of training, {time.perf_counter() - cli.STARTED:.2f} s in all",
         flush=True,
     )
 
 
-if __name__ == "__main__":
-    from experiments.contenders import TORCH_ENVIRONMENT
-
+def main(argv: list[str]) -> None:
+    seed = argv[1] if len(argv) > 1 else "0"
+    if len(argv) > 2 or not seed.isdecimal() or len(seed) > 18:
+        raise cli.UserError(f"{' '.join(argv[1:])!r} is no seed: name one whole number, of at most 18 digits")
+    extra.require_torch()
     if not TORCH_ENVIRONMENT.items() <= os.environ.items():  # glibc reads them when a process starts
-        os.execve(
-            sys.executable,
-            [sys.executable, "-m", "experiments.speedrun_peer", *sys.argv[1:]],
-            os.environ | TORCH_ENVIRONMENT,
-        )
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 0)
+        command = [sys.executable, "-m", "experiments.speedrun_peer", seed]
+        os.execve(sys.executable, command, os.environ | TORCH_ENVIRONMENT)
+    train(int(seed))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -53,15 +53,18 @@ def search(stop: cli.Stop) -> None:
     definition = space.define(load_module(path), _CONFIG.value)
     place = Path(_WORKDIR.value or Path("runs") / "studies" / Path(path).stem)
     print(place, flush=True)
+    members.use_all_cores()
+    programs = members.Programs.load(definition.config)
+    members.make_member(definition.trial_config({}), programs.splits)  # fits the data, or nothing is written
     record = directory.prepare(place, definition, _STORAGE.value)
     database = storage.connect(record.storage, _HEARTBEAT.value)
     study = worker.join(record.name, definition, database, place)
-    members.use_all_cores()
     stop.can_wait = True
-    worker.Worker(
+    done = worker.Worker(
         study,
         database,
         definition,
+        programs,
         trials=_TRIALS.value or len(definition.sweep) or 64,
         population=_POPULATION.value,
         sampler=_SAMPLER.value or definition.plan.sampler,
@@ -71,6 +74,10 @@ def search(stop: cli.Stop) -> None:
     ).run()
     if study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
         confirm.write_winner(place, study, definition.config)
+    elif done:
+        raise cli.RunError(
+            f"no trial of {place} came to a result: all failed or diverged; use another --workdir for another space"
+        )
 
 
 def main(argv: list[str]) -> int:

@@ -132,6 +132,7 @@ def figure_isolation(trials: Sequence[Trial], axes_of: Sequence[Axis], objective
     top = cap * 1.15
     random = np.random.default_rng(0)
     for axes, axis in zip(panels, axes_of, strict=False):
+        drawn: dict[int, tuple[float, float]] = {}  # by number of the trial
         for kind, colour, marker, label in (
             ([t for t in trials if t.outcome == "stopped"], GREY, "+", "stopped early"),
             ([t for t in complete if t.value <= cap], BLUE, "o", "complete"),
@@ -145,9 +146,9 @@ def figure_isolation(trials: Sequence[Trial], axes_of: Sequence[Axis], objective
             x = [axis.place(t.params[axis.key]) + j for t, j in zip(there, jitter, strict=True)]
             y = [t.value if t.value <= cap else top for t in there]
             axes.scatter(x, y, s=26, color=colour, marker=marker, label=label, alpha=0.75, linewidths=1.3)
-        if axis.key in best.params:
-            place = axis.place(best.params[axis.key]), best.value
-            axes.plot(*place, "o", markersize=13, fillstyle="none", color=VERMILION, mew=1.8, label="best")
+            drawn |= {t.number: (a, b) for t, a, b in zip(there, x, y, strict=True)}
+        if best.number in drawn:
+            axes.plot(*drawn[best.number], "o", markersize=13, fillstyle="none", color=VERMILION, mew=1.8, label="best")
         _set_x(axes, axis)
         _set_y(axes, [best.value, top], objective)
     for axes in panels[len(axes_of) :]:
@@ -346,9 +347,13 @@ def figure_seeds(results: Mapping[str, Any]) -> Figure:
     pairs.plot([0, 1], columns, color=GREY, linewidth=0.9, alpha=0.7)
     for place, (column, colour) in enumerate(zip(columns, (GREY, BLUE), strict=True)):
         pairs.plot([place] * len(column), column, "o", color=colour, markersize=6)
-        pairs.annotate(f"{column.mean():.2f} %", (place, column.max()), (0, 8), textcoords="offset points", ha="center")
+        pairs.plot([place - 0.12, place + 0.12], [column.mean()] * 2, color=VERMILION, linewidth=2.5)
+        side, align = ((-10, "right"), (10, "left"))[place]  # away from the lines between
+        text = f"mean\n{column.mean():.2f} %"
+        spot = place + 0.12 * (2 * place - 1), column.mean()
+        pairs.annotate(text, spot, (side, 0), textcoords="offset points", ha=align, va="center")
     pairs.set_xticks([0, 1], ["baseline", "winner"])
-    pairs.set_xlim(-0.4, 1.4)
+    pairs.set_xlim(-0.9, 1.9)
     pairs.margins(y=0.15)
     pairs.set_ylabel("test accuracy, %")
     difference = scores["difference"]

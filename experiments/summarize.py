@@ -28,10 +28,11 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def add_means(table: Table, results: Sequence[Mapping[str, Any]], names: Sequence[str], *second: str) -> None:
-    """Closes a table of results with mean, deviation and interval of each name, over those that have it."""
+    """Closes a table of results with number, mean, deviation and interval of each name, over those that have it."""
     table.add_section()
     columns = [[result[name] for result in results if result.get(name) is not None] for name in names]
     figures = [mean_interval(column) if column else (None, None, None) for column in columns]
+    table.add_row("n", *second, *(str(len(column)) for column in columns))
     for i, row in enumerate(("mean", "deviation", "95 % +-")):
         table.add_row(row, *second, *(shown(name, figure[i]) for name, figure in zip(names, figures, strict=True)))
 
@@ -59,10 +60,10 @@ def main(argv: list[str]) -> None:
     if len(datasets) > 1:
         raise cli.UserError(f"these runs are of different datasets ({', '.join(sorted(datasets))}): summarize one")
     headings = (name.removesuffix("_accuracy").replace("_seconds", " s") for name in FIELDS)
-    table = Table("run", "seed", *headings, title=f"{datasets.pop()}, {summaries[0]['device']}", title_justify="left")
+    table = progress.table("run", "seed", *headings, title=f"{datasets.pop()}, {summaries[0]['device']}")
     for name, summary in zip(argv[1:], summaries, strict=True):
         table.add_row(Path(name).name, str(summary["seed"]), *(shown(field, summary.get(field)) for field in FIELDS))
-    add_means(table, summaries, FIELDS, f"n = {len(summaries)}")
+    add_means(table, summaries, FIELDS, "")
     progress.console.print(table)
 
 

@@ -84,6 +84,7 @@ class Worker:
         study: optuna.Study,
         database: RDBStorage,
         definition: space.Definition,
+        programs: members.Programs,
         *,
         trials: int,
         population: int,
@@ -95,14 +96,11 @@ class Worker:
         """`trials` is the size that the whole study grows to, `population` the most to train at once.
 
         `test` scores the test split at the end of each trial: for confirmation, never for selection.
-
-        Raises:
-          UserError: the data cannot be had.
         """
         self.study, self._database, self._definition = study, database, definition
         self._trials, self._population, self._sampler, self._rounds = trials, population, sampler, rounds
         self._test, self._stop = test, stop
-        self._programs = members.Programs.load(definition.config)
+        self._programs = programs
         self._best = math.inf
 
     def run(self) -> bool:

@@ -30,7 +30,8 @@ def test_rows_are_the_kinds_that_are_on(overrides, rows, tmp_path, digits_data_d
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--figure=no/such/place.png", "must be a .png file in a directory that exists"),
+        ("--figure=no/such/place.png", "cannot be written (No such file or directory)"),
+        ("--figure={}/directory.png", "it is a directory"),
         ("--figure=figure.gif", "must be a .png file"),
         ("--config.augment.tone=2.0", "out of range: use a number from 0.0 to 1.0"),
         ("--config.augment.tones=0.5", "Did you mean"),
@@ -38,6 +39,7 @@ def test_rows_are_the_kinds_that_are_on(overrides, rows, tmp_path, digits_data_d
         ("record", "is no flag"),
     ],
 )
-def test_wrong_inputs_get_one_line(argument, message):
-    ended = command("experiments.augmentations", argument, status=2)
+def test_wrong_inputs_get_one_line(argument, message, tmp_path):
+    (tmp_path / "directory.png").mkdir()
+    ended = command("experiments.augmentations", argument.format(tmp_path), status=2)
     assert message in ended.stderr and len(ended.stderr.splitlines()) == 1

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -62,6 +63,15 @@ def test_what_is_not_of_a_study_is_not_written_beside(tmp_path, name):
     (tmp_path / name).touch()
     with pytest.raises(directory.UserError, match="neither empty nor a study"):
         directory.prepare(tmp_path, DEFINITION, None)
+
+
+@pytest.mark.parametrize(
+    "change", [{"space": {}}, {"plan": space.Plan(rounds="3")}, {"plan": space.Plan(question={0})}]
+)
+def test_what_could_not_be_read_again_is_not_written(tmp_path, change):
+    with pytest.raises(directory.UserError, match="cannot be written down"):
+        directory.prepare(tmp_path / "study", replace(DEFINITION, **change), None)
+    assert directory.prepare(tmp_path / "study", DEFINITION, None).name == "study"
 
 
 @pytest.mark.parametrize("url", [0, [], {}, False])

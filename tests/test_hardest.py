@@ -56,6 +56,9 @@ def test_command_draws_and_writes(digits_run, tmp_path):
 
 
 def test_command_refuses_in_one_line(digits_run, tmp_path):
-    for arguments in ([], [tmp_path], [digits_run, f"--figure={tmp_path}/none/a.png"], [digits_run, "--figure=a.txt"]):
+    for name in ("a.png", "b.json"):
+        (tmp_path / name).mkdir()
+    figures = (tmp_path / "none" / "a.png", "a.txt", tmp_path / "a.png", tmp_path / "b.png")
+    for arguments in ([], [tmp_path], *([digits_run, f"--figure={path}"] for path in figures)):
         error = command("experiments.hardest", *arguments, status=2).stderr
         assert error.startswith("error: ") and error.count("\n") == 1, error

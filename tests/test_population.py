@@ -182,7 +182,12 @@ def test_command_gives_the_same_on_any_number_of_devices(digits_data_dir, tmp_pa
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_training(tmp_path):
-    for place, hint in ((tmp_path, "it is a directory"), (tmp_path / "no" / "file.json", "does not exist")):
+    (tmp_path / "a.json").mkdir()
+    for place, hint in (
+        (tmp_path / "a.json", "it is a directory"),
+        (tmp_path / "no" / "file.json", "No such file or directory"),
+        ("/proc/file.json", "cannot be written"),
+    ):
         ended = command("experiments.population", "--config=configs/digits.py", f"--output={place}", status=2)
         assert hint in ended.stderr and len(ended.stderr.splitlines()) == 1 and not ended.stdout
 

@@ -156,9 +156,72 @@ def test_a_target_that_is_not_asked_for_makes_no_difference():
         ({"search_space": {"patience": space.integer(0, 2)}}, "to its end"),
         ({"sweep": [{"optimizer.learning_rate": -1.0}]}, "out of range"),
         ({"sweep": [{"optimiser.name": "adam"}]}, "optimiser"),
+        ({"sweep": [{"model": {"padding": "SAME"}}]}, "model is no field"),
+        ({"sweep": [{3: 4}]}, "3 is no field"),
+        ({"sweep": [{"model.channels": [[8]]}]}, "whole numbers"),
+        ({"sweep": None}, r"sweep\(\) fails with TypeError"),
+        ({"search_space": None}, "must return ranges by field"),
+        ({"search_space": {}}, "must return ranges by field"),
+        ({"search_space": {3: space.uniform(0, 1)}}, "3 is no field"),
+        ({"search_space": {"seed": space.integer("a", 4)}}, "whole ends"),
+        ({"search_space": {"model.dense": space.choice({})}}, "model.dense"),
     ],
 )
 def test_a_space_that_cannot_be_is_refused_in_one_line(functions, hint):
     with pytest.raises(UserError, match=hint) as caught:
         define(**{name: lambda value=value: value for name, value in functions.items()})
     assert "\n" not in str(caught.value)
+
+
+def test_lists_may_be_given_for_tuples():
+    widths = [[8, 16, 16], [16, 32, 32]]
+    swept = define(sweep=lambda: space.product({"model.channels": widths}))
+    assert swept.sweep == [{"model.channels": (8, 16, 16)}, {"model.channels": (16, 32, 32)}]
+    searched = define(
+        search_space=lambda: {
+            "model.channels": space.choice(*widths),
+            "seed": space.integer(0, 9).when("model.channels", [8, 16, 16]),
+        }
+    )
+    assert searched.space["model.channels"] == swept.space["model.channels"] == space.choice((8, 16, 16), (16, 32, 32))
+    trials = ask(8, ranges=searched.space)
+    assert {trial["model.channels"] for trial in trials} == {(8, 16, 16), (16, 32, 32)}
+    assert all(("seed" in trial) == (trial["model.channels"] == (8, 16, 16)) for trial in trials)
+
+
+@pytest.mark.parametrize(
+    ("fields", "hint"),
+    [
+        ({"target": 5}, "target=5 must be a number from 0 to 1"),
+        ({"target": "0.9"}, "target='0.9' must be a number"),
+        ({"target": float("nan")}, "target=nan must be"),
+        ({"rounds": "3", "evaluations": -1}, "evaluations=-1 must be a whole number from 0 on"),
+        ({"rounds": "3"}, "rounds='3' must be a whole number from 1 to 6"),
+        ({"rounds": -2}, "rounds=-2 must be"),
+        ({"rounds": 7}, "rounds=7 must be"),
+        ({"evaluations": 2.0}, "evaluations=2.0 must be"),
+        ({"question": None}, "question is a text"),
+        ({"scientific": RATE}, "scientific a tuple of fields"),
+        ({"scientific": ([],)}, "is not in the space"),
+        ({"objective": "test_error"}, "objective is one of"),
+        ({"objectiv": "validation_error"}, r"plan\(\) fails with TypeError"),
+    ],
+    ids=str,
+)
+def test_a_plan_that_cannot_be_is_refused_in_one_line(fields, hint):
+    with pytest.raises(UserError, match=hint) as caught:
+        define(search_space=lambda: SPACE, plan=lambda: space.Plan(**fields))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_config_file_gets_wrong_itself_is_refused_in_one_line():
+    def derive(config):
+        config.num_epochs = (1, 2)[2]
+
+    for functions, hint in (
+        ({"search_space": lambda: {RATE: space.uniform("a", 0.2)}}, "search_space.* ValueError: could not convert"),
+        ({"search_space": lambda: SPACE, "plan": lambda: {"rounds": 2}}, "space.Plan, not dict"),
+        ({"search_space": lambda: SPACE, "derive": derive}, "config cannot be made: tuple index"),
+    ):
+        with pytest.raises(UserError, match=hint):
+            define(**functions)

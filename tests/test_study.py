@@ -197,6 +197,27 @@ def plan():
     assert len(failures) == sum(t.state == FAIL for t in found)
 
 
+def test_a_study_without_any_result_says_so_and_fails(digits_data_dir, tmp_path):
+    functions = """
+def search_space():
+    return {"train_examples": space.choice(100_000, 200_000), "optimizer.learning_rate": space.uniform(0.001, 0.01)}
+"""
+    path = study_file(tmp_path / "large.py", CONFIG.format(functions=functions))
+    line = (f"--config={path}", f"--config.data_dir={digits_data_dir}", f"--workdir={tmp_path / 'large'}", "--trials=2")
+    for failures in (2, 0):  # the second time, there is nothing more to do
+        *told, last = command("experiments.study", *line, status=1).stderr.splitlines()
+        assert sum("does not fit" in failure for failure in told) == failures
+        assert last.startswith("error: no trial of") and "Traceback" not in last
+
+
+def test_a_config_that_does_not_fit_the_data_is_refused_before_any_trial(arguments, tmp_path):
+    place = tmp_path / "study"
+    line = (*arguments, f"--workdir={place}", "--trials=2")
+    error = command("experiments.study", *line, "--config.train_examples=2_000", status=2).stderr
+    assert "config.train_examples=2000 does not fit" in error and len(error.splitlines()) == 1
+    command("experiments.study", *line)  # corrected, it starts
+
+
 def test_asked_to_stop_it_queues_its_trials_and_prints_the_command(arguments, tmp_path):
     place = tmp_path / "stopped"
     command_line = (*arguments, f"--workdir={place}", "--trials=60")

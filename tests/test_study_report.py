@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from experiments import directory, report, space, storage, study_figures, worker
 from experiments.study_figures import Axis, Trial
 from mnist_flax.config import default_config
-from tests.commands import command, finish, start
+from tests.commands import command
 
 RATE = "optimizer.learning_rate"
 SPACE = {
@@ -95,6 +95,25 @@ def test_importance_finds_the_range_that_matters(place):
     assert "optimizer.momentum" not in found  # not all trials have it
 
 
+def test_the_ring_of_the_best_lies_on_its_dot_also_where_dots_are_spread():
+    names = ["adam", "lion", "sgd"]
+    axes_of = [study_figures.make_axis("optimizer.name", {"kind": "choice", "values": names})]
+    trials = [Trial(i, {"optimizer.name": names[i % 3]}, "complete", 0.02 + 0.001 * i, []) for i in range(12)]
+    panel = study_figures.figure_isolation(trials, axes_of, "validation_error").axes[0]
+    (ring,) = (line for line in panel.lines if line.get_label() == "best")
+    (dots,) = (c.get_offsets() for c in panel.collections if c.get_label() == "complete")
+    assert ring.get_xydata()[0].tolist() in dots.tolist() and ring.get_ydata()[0] == 0.02
+
+
+def test_means_of_a_confirmation_are_drawn_where_they_are():
+    values = {"baseline": [0.9, 0.91, 0.98], "winner": [0.97, 0.99, 0.98]}
+    gaps = {"values": [0.07, 0.08, 0.0], "mean": 0.05, "half_interval": 0.1}
+    scores = {role: {"values": column} for role, column in values.items()} | {"difference": gaps}
+    pairs = study_figures.figure_seeds({"test_accuracy": scores}).axes[0]
+    shown = {text.get_text(): text.xy[1] for text in pairs.texts}
+    assert shown == {"mean\n93.00 %": pytest.approx(93.0), "mean\n98.00 %": pytest.approx(98.0)}
+
+
 def test_bootstrap_of_the_best_is_that_of_the_binomial():
     values = np.arange(1.0, 101.0)
     median, low, high = study_figures.best_so_far(values, samples=20_000)
@@ -126,16 +145,6 @@ def test_axes_of_choices():
     assert grid.log and (grid.low, grid.high) == (1e-9, 1.0) and grid.share(1e-9) == 0
     widths = study_figures.make_axis("model.dense", {"kind": "choice", "values": [[8], [16, 8]]})
     assert widths.ticks == ("(8,)", "(16, 8)")
-
-
-@pytest.mark.parametrize("module", ["experiments.report", "experiments.study"])
-def test_without_optuna_one_line_says_what_to_install(module):
-    code = (
-        "import runpy, sys; sys.modules['optuna'] = None; "  # as Python marks what cannot be imported
-        f"sys.argv = ['it', 'runs/studies/adam']; runpy.run_module('{module}', run_name='__main__')"
-    )
-    error = finish(start(code, option="-c"), 2).stderr
-    assert "pip install 'mnist_flax[research]'" in error and len(error.splitlines()) == 1
 
 
 def test_a_study_without_a_result_is_refused(tmp_path):

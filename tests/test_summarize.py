@@ -9,7 +9,7 @@ from scipy import stats
 from experiments.summarize import mean_interval
 from mnist_flax import run
 from mnist_flax.config import default_config
-from tests.commands import command
+from tests.commands import command, finish, start
 
 
 @given(values=st.lists(st.floats(0.9, 1.0), min_size=2, max_size=20))
@@ -21,12 +21,12 @@ def test_interval_is_students(values):
         assert (mean - half, mean + half) == pytest.approx((low, high))
 
 
-def finished(directory, seed, accuracy, dataset="mnist"):
+def finished(directory, seed, accuracy, dataset="mnist", **more):
     directory.mkdir()
     run.write_config(directory, default_config(), {})
     fields = {"train_accuracy": 1.0, "validation_accuracy": None, "train_seconds": 1.0}
     fields |= {"test_seconds": 2.0, "total_seconds": 3.0}
-    summary = fields | {"dataset": dataset, "seed": seed, "test_accuracy": accuracy, "device": "1 x cpu"}
+    summary = fields | {"dataset": dataset, "seed": seed, "test_accuracy": accuracy, "device": "1 x cpu"} | more
     (directory / "summary.json").write_text(json.dumps(summary))
     return directory
 
@@ -34,7 +34,14 @@ def finished(directory, seed, accuracy, dataset="mnist"):
 def test_command_prints_mean_and_deviation(tmp_path):
     runs = [finished(tmp_path / str(i), i, accuracy) for i, accuracy in enumerate((0.99, 0.995, 1.0))]
     out = command("experiments.summarize", *runs).stdout
-    assert "99.500%" in out and "0.500%" in out and "n = 3" in out and "1.242%" in out
+    assert "99.500%" in out and "0.500%" in out and "1.242%" in out
+
+
+def test_numbers_are_those_of_each_column(tmp_path):
+    runs = [finished(tmp_path / str(i), i, 0.99, train_accuracy=None if i else 1.0) for i in range(3)]
+    lines = finish(start("experiments.summarize", *runs, COLUMNS="160")).stdout.replace("│", " ").splitlines()
+    (numbers,) = (line.split() for line in lines if line.split()[:1] == ["n"])
+    assert numbers == ["n", "1", "0", "3", "3", "3", "3"]
 
 
 def test_command_refuses_what_cannot_be_averaged(tmp_path):
@@ -46,3 +53,9 @@ def test_command_refuses_what_cannot_be_averaged(tmp_path):
     (first / "summary.json").unlink()
     assert "not finished" in command("experiments.summarize", first, status=2).stderr
     assert "no run directory" in command("experiments.summarize", tmp_path, status=2).stderr
+
+
+def test_no_number_is_cut_at_80_columns(tmp_path):
+    runs = [finished(tmp_path / f"{i}-a-run-of-long-name", i, 0.99, train_seconds=123456.7) for i in range(2)]
+    out = finish(start("experiments.summarize", *runs, COLUMNS="80")).stdout
+    assert max(map(len, out.splitlines())) <= 80 and "…" not in out and "99.000%" in out

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from rich.table import Table
 
 from experiments.faults import sabotage
 from experiments.faults.campaign import attack, prepare, summarise
@@ -40,7 +39,7 @@ def _report(root: Path, records: Sequence[dict[str, Any]], skipped: Sequence[str
     text = f"{len(records)} trials in {runs} runs, {minutes:.0f} minutes\n"
     in_phases = [record for record in records if record["phase"]]
     for rows in (summarise(records, "kind"), summarise(in_phases, "phase")):
-        table = Table(*rows[0])
+        table = progress.table(*rows[0])
         for row in rows:
             table.add_row(*map(str, row.values()))
         progress.console.print(table)

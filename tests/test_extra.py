@@ -1,0 +1,31 @@
+"""Commands say in one line which extra they lack, before any work."""
+
+import pytest
+
+from tests.commands import command, finish, start
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "extra"),
+    [
+        ("optuna", ("experiments.report", "runs/studies/adam"), "research"),
+        ("optuna", ("experiments.study", "runs/studies/adam"), "research"),
+        ("optuna", ("experiments.bench_population", "--methods=processes,population"), "research"),
+        ("torch", ("experiments.bench_population", "--methods=torch"), "peers"),
+        ("torch", ("experiments.speedrun_peer", "0"), "peers"),
+        ("atheris", ("experiments.fuzz", "--targets=idx"), "fuzz"),
+    ],
+)
+def test_without_a_package_one_line_says_what_to_install(package, arguments, extra):
+    code = (
+        f"import runpy, sys; sys.modules[{package!r}] = None; "  # as Python marks what cannot be imported
+        f"sys.argv = ['it', *{arguments[1:]}]; runpy.run_module({arguments[0]!r}, run_name='__main__')"
+    )
+    error = finish(start(code, option="-c"), 2).stderr
+    assert f"pip install 'mnist_flax[{extra}]'" in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [["one"], ["0", "1"], ["1.5"], ["1" * 5_000]], ids=lambda words: words[0][:3])
+def test_what_is_no_seed_of_the_peer_gets_one_line(arguments):
+    error = command("experiments.speedrun_peer", *arguments, status=2).stderr
+    assert "is no seed" in error and len(error.splitlines()) == 1
