@@ -3,17 +3,24 @@ import sys
 
 import pytest
 
-from experiments import scaling
-from tests.commands import command
+from tests.commands import command, finish, start
+
+
+@pytest.fixture(scope="module")
+def sweeps() -> dict[str, list[dict]]:
+    """In a process of its own: commands define flags of the same names."""
+    code = "import json; from experiments import scaling; print(json.dumps(scaling.SWEEPS))"
+    return json.loads(finish(start(code, option="-c")).stdout)
+
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 
 
 @needs_linux
-def test_what_was_measured_of_one_recipe_is_not_taken_for_another(tmp_path):
+def test_what_was_measured_of_one_recipe_is_not_taken_for_another(tmp_path, sweeps):
     """All measurements are there, so that nothing is trained."""
     for recipe, cost in (("classic", 100.0), ("default", 300.0)):
-        for fields in (fields for name in ("epochs", "batch") for fields in scaling.SWEEPS[name]):
+        for fields in (fields for name in ("epochs", "batch") for fields in sweeps[name]):
             measured = {**fields, "images": 60_000, "microseconds_per_image": cost, "compile_seconds": 1.0}
             measured |= {"peak_megabytes": 500.0, "epoch_megabytes": [400.0] * fields["num_epochs"], "device": "cpu"}
             path = tmp_path / f"{recipe}-{'-'.join(map(str, fields.values()))}.json"
@@ -22,7 +29,7 @@ def test_what_was_measured_of_one_recipe_is_not_taken_for_another(tmp_path):
         arguments = (f"--recipe=configs/{recipe}.py", "--sweeps=epochs,batch", f"--out={tmp_path}")
         assert shown in command("experiments.scaling", *arguments).stdout
         results = json.loads((tmp_path / "scaling.json").read_text())
-        assert list(results) == ["epochs", "batch"] and len(results["batch"]) == len(scaling.SWEEPS["batch"])
+        assert list(results) == ["epochs", "batch"] and len(results["batch"]) == len(sweeps["batch"])
         costs = {row["microseconds_per_image"] for rows in results.values() for row in rows}
         assert costs == {100.0 if recipe == "classic" else 300.0}
         assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
