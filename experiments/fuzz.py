@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from rich import box
 
 from experiments import extra
 from mnist_flax import cli, progress
@@ -69,7 +68,7 @@ def main(argv: list[str]) -> int:
     extra.require_atheris()
     output = Path(_OUTPUT.value)
     headings = ("inputs", "valid", "refused", "corpus", "slowest ms", "MiB", "findings")
-    table = progress.table("target", *headings, box=box.SIMPLE)
+    table = progress.table("target", *headings, box=None, collapse_padding=True, pad_edge=False)
     findings = []
     for name in names:
         result = campaign(name, _SECONDS.value / len(names), output)
