@@ -14,6 +14,10 @@ from orbax.checkpoint import v1 as ocp
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Tests in the background of a script ignore SIGINT, and what they start would too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def environment(devices: int = 1, **more: str) -> dict[str, str]:
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("XLA_", "JAX_"))}

@@ -248,14 +248,12 @@ def test_the_recipe_in_the_readme_is_one(tmp_path):
     config_lib.check(namespace["get_config"]())
 
 
-# Without arguments they end by themselves, should the signal come too late.
-COMMANDS = [
-    "mnist_flax.evaluate",
-    "mnist_flax.report",
-    "mnist_flax.predict",
-    "experiments.hardest",
-    "experiments.summarize",
-]
+COMMANDS = sorted(
+    f"{path.parent.name}.{path.stem}"
+    for package in ("mnist_flax", "experiments")
+    for path in (ROOT / package).glob("*.py")
+    if "cli.run(main" in path.read_text()
+)
 
 
 @pytest.mark.parametrize("module", COMMANDS)
