@@ -1,7 +1,9 @@
-"""The end of a run: the selected model is scored, the test set once; then report and summary are written."""
+"""The end of a run: its model is scored, the test set once; then report and summary are written."""
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -24,21 +26,61 @@ from mnist_flax import (
 from mnist_flax.loop import Result
 
 
-def conclude(config: ConfigDict, splits: data.Splits, result: Result, directory: Path, mesh: Mesh) -> None:
-    """Scores the model, the test split first; writes figures, report and, last of all, summary.json, and prints it.
-
-    Of several processes all score, and the first one writes.
-    """
-    names = data.CLASS_NAMES[config.dataset]
+def conclude_training(config: ConfigDict, splits: data.Splits, result: Result, directory: Path, mesh: Mesh) -> None:
+    """`conclude` of the model that `config.checkpoint.select` names; prints the summary."""
+    num_classes = len(data.CLASS_NAMES[config.dataset])
     state = result.state
     if config.checkpoint.select == "best":
-        abstract = train.abstract_state(config, len(names), mesh)
+        abstract = train.abstract_state(config, num_classes, mesh)
         state, _ = checkpoint.load(directory / run.CHECKPOINTS, "best", abstract)
-    network = model.make_model(config.model, train.hyperparameters(config), len(names))
+    network = model.make_model(config.model, train.hyperparameters(config), num_classes)
+    epochs = result.records[-1]["epoch"]
+    examples = len(splits.train.labels) // config.batch_size * config.batch_size * epochs
+    about = {
+        "seed": config.seed,
+        "parameters": result.parameters,
+        "steps": int(result.state.step),
+        "epochs": epochs,
+        "train_seconds": result.train_seconds,
+        "compile_seconds": result.compile_seconds,
+        "images_per_second": examples / result.train_seconds,
+    }
+    summary = conclude(
+        network, state.variables(), config, splits, directory, mesh, about, earlier_seconds=result.earlier_seconds
+    )
+    if hosts.is_first():
+        progress.print_summary(summary)
+
+
+def conclude(
+    network: model.CNN | model.Ensemble,
+    variables: dict[str, Any],
+    config: ConfigDict,
+    splits: data.Splits,
+    directory: Path,
+    mesh: Mesh,
+    about: Mapping[str, Any],
+    also: Sequence[str] = ("train", "validation"),
+    earlier_seconds: float = 0.0,
+) -> dict[str, Any]:
+    """Scores a network, the test split first; writes figures, report and, last of all, summary.json, which it gives.
+
+    `about` is what the summary says besides. Of several processes all score, and the first one writes.
+
+    Args:
+      also: splits beside the test split that are scored for the summary.
+      earlier_seconds: that processes before this one spent on the model.
+
+    Raises:
+      RunError: logits of test images are not finite.
+    """
     evaluation = train.make_evaluate(network, mesh)
 
-    def split_logits(split: data.Split):
-        return evaluate.split_logits(evaluation, state.variables(), split, config.eval_batch_size, mesh)
+    def split_logits(split: data.Split) -> np.ndarray:
+        return evaluate.split_logits(evaluation, variables, split, config.eval_batch_size, mesh)
+
+    def seconds() -> float:
+        return earlier_seconds + time.perf_counter() - cli.STARTED
 
     test_logits = split_logits(splits.test)
     if not np.isfinite(test_logits).all():
@@ -47,37 +89,29 @@ def conclude(config: ConfigDict, splits: data.Splits, result: Result, directory:
             "config.optimizer.learning_rate, in another directory"
         )
     test = metrics.evaluate_logits(test_logits, splits.test.labels)
-    seconds = result.earlier_seconds + time.perf_counter() - cli.STARTED
-    progress.console.print(
-        f"test accuracy {test['accuracy']:.2%} ({test['errors']} errors in {test['examples']:,}) after {seconds:.1f} s"
-    )
+    test_seconds = seconds()
+    shown = f"test accuracy {test['accuracy']:.2%} ({test['errors']} errors in {test['examples']:,})"
+    progress.console.print(f"{shown} after {test_seconds:.1f} s")
     accuracy = {
-        name: metrics.evaluate_logits(split_logits(split), split.labels)["accuracy"] if len(split.labels) else None
-        for name, split in (("train", splits.train), ("validation", splits.validation))
+        name: metrics.evaluate_logits(split_logits(split), split.labels)["accuracy"]
+        for name in also
+        if len((split := getattr(splits, name)).labels)
     }
-    if not hosts.is_first():
-        return
-
     device = devices.describe(mesh)
-    examples = len(splits.train.labels) // config.batch_size * config.batch_size * result.records[-1]["epoch"]
     summary = {
         "dataset": config.dataset,
-        "seed": config.seed,
-        "parameters": result.parameters,
-        "steps": int(result.state.step),
-        "epochs": result.records[-1]["epoch"],
-        "train_accuracy": accuracy["train"],
-        "validation_accuracy": accuracy["validation"],
+        **about,
+        "train_accuracy": accuracy.get("train"),
+        "validation_accuracy": accuracy.get("validation"),
         "test_accuracy": test["accuracy"],
         "test_loss": test["negative_log_likelihood"],
         "test_errors": test["errors"],
-        "train_seconds": result.train_seconds,
-        "test_seconds": seconds,
-        "total_seconds": seconds,
-        "compile_seconds": result.compile_seconds,
-        "images_per_second": examples / result.train_seconds,
+        "test_seconds": test_seconds,
+        "total_seconds": test_seconds,
         "device": f"{device['count']} x {device['kind']}",
     }
+    if not hosts.is_first():
+        return summary
     which = {"dataset": config.dataset, "split": "test", "checkpoint": config.checkpoint.select}
     run.write_json(directory / "evaluation_test.json", which | test)
     report.write(
@@ -86,9 +120,9 @@ def conclude(config: ConfigDict, splits: data.Splits, result: Result, directory:
         images=splits.test.images,
         labels=splits.test.labels,
         logits=test_logits,
-        kernel=model.first_kernel(state.variables()),
-        class_names=names,
+        kernel=model.first_kernel(variables),
+        class_names=data.CLASS_NAMES[config.dataset],
     )
-    summary["total_seconds"] = result.earlier_seconds + time.perf_counter() - cli.STARTED
+    summary["total_seconds"] = seconds()
     run.write_json(directory / "summary.json", summary)
-    progress.print_summary(summary)
+    return summary

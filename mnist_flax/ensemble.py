@@ -6,7 +6,6 @@ are named, and nothing is chosen by the test split, which is scored once.
 """
 
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,71 +96,34 @@ def make(directory: Path, members: Sequence[Member]) -> dict[str, Any]:
       UserError: two runs are the same network, or the directory or the dataset cannot be used.
       RunError: a member's checkpoint cannot be read, or the ensemble's not be written.
     """
-    from mnist_flax import checkpoint, data, devices, model
+    import jax
 
+    from mnist_flax import checkpoint, conclude, data, devices, model
+
+    mesh = devices.make_mesh()
     runs = [run.load_run(member["path"]) for member in members]
     check_different(runs)
     splits = data.load(runs[0].config)
     with run.claim(directory):
         check_directory(directory, [each.directory for each in runs])  # another process may have come first
         shutil.rmtree(directory / run.CHECKPOINTS, ignore_errors=True)  # of one that was not finished
-        run.write_config(directory, runs[0].config, devices.describe(devices.make_mesh()), members)
+        run.write_config(directory, runs[0].config, devices.describe(mesh), members)
         checkpoints = checkpoint.Checkpoints(directory / run.CHECKPOINTS, keep=1)
         checkpoints.save(0, model.join([each.variables for each in runs]), {}, None)
         checkpoints.close()
-        return conclude(run.load_run(directory), members, splits)
-
-
-def conclude(ensemble: run.Run, members: Sequence[Member], splits) -> dict[str, Any]:
-    """Scores an ensemble, the test split once; writes figures, report and, last of all, summary.json."""
-    import jax
-
-    from mnist_flax import devices, evaluate, metrics, model, report, train
-
-    config, directory, mesh = ensemble.config, ensemble.directory, devices.make_mesh()
-    evaluation = train.make_evaluate(ensemble.model, mesh)
-
-    def split_logits(split) -> np.ndarray:
-        return evaluate.split_logits(evaluation, ensemble.variables, split, config.eval_batch_size, mesh)
-
-    logits = split_logits(splits.test)
-    test = metrics.evaluate_logits(logits, splits.test.labels)
-    seconds = time.perf_counter() - cli.STARTED
-    which = {"dataset": config.dataset, "split": "test", "checkpoint": config.checkpoint.select}
-    run.write_json(directory / "evaluation_test.json", which | test)
-    validation_accuracy = None
-    if len(splits.validation.labels):
-        scores = metrics.evaluate_logits(split_logits(splits.validation), splits.validation.labels)
-        validation_accuracy = scores["accuracy"]
-    device = devices.describe(mesh)
-    summary = {
-        "dataset": config.dataset,
-        "members": len(members),
-        "seed": config.seed,  # of the first member
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(ensemble.variables["params"])),
-        "train_accuracy": None,  # would take longer than all the rest; `evaluate --split=train` gives it
-        "validation_accuracy": validation_accuracy,
-        "members_test_accuracy": float(np.mean([member["test_accuracy"] for member in members])),
-        "test_accuracy": test["accuracy"],
-        "test_loss": test["negative_log_likelihood"],
-        "test_errors": test["errors"],
-        "train_seconds": sum(member["train_seconds"] for member in members),
-        "test_seconds": seconds,
-        "total_seconds": seconds,
-        "device": f"{device['count']} x {device['kind']}",
-    }
-    report.write(
-        directory,
-        summary=summary,
-        images=splits.test.images,
-        labels=splits.test.labels,
-        logits=logits,
-        kernel=model.first_kernel(ensemble.variables),
-        class_names=ensemble.class_names,
-    )
-    summary["total_seconds"] = time.perf_counter() - cli.STARTED
-    run.write_json(directory / "summary.json", summary)
-    return summary
+        ensemble = run.load_run(directory)
+        variables, config = ensemble.variables, ensemble.config
+        about = {
+            "members": len(members),
+            "seed": config.seed,  # of the first member
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+            "members_test_accuracy": float(np.mean([member["test_accuracy"] for member in members])),
+            "train_seconds": sum(member["train_seconds"] for member in members),
+        }
+        # The training split would take longer than all the rest; `evaluate --split=train` scores it.
+        return conclude.conclude(
+            ensemble.model, variables, config, splits, directory, mesh, about, also=("validation",)
+        )
 
 
 def score_disjoint(ensemble: run.Run, size: int) -> dict[str, Any]:

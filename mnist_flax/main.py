@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
             result = loop.fit(config, splits, len(data.CLASS_NAMES[config.dataset]), directory, mesh, stop)
             if result.finished:
                 if not _TRAIN_ONLY.value:
-                    conclude.conclude(config, splits, result, directory, mesh)
+                    conclude.conclude_training(config, splits, result, directory, mesh)
                 return 0
     if is_first:
         print(farewell)
