@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,10 @@ class Checkpoints:
                     "put that right and run the same command again, it goes on from the checkpoint before"
                 ) from error
 
-    def restore_latest(self, abstract_state: Any) -> tuple[Any, dict] | None:
+    def restore_latest(self, abstract_state: Callable[[], Any]) -> tuple[Any, dict] | None:
         """The newest undamaged checkpoint as (state, extra), or None; warns of damaged ones and removes them.
+
+        `abstract_state` gives what it is restored into; it is not asked where there is no checkpoint.
 
         Raises:
           RunError: there are checkpoints, and none can be read.
@@ -125,7 +127,7 @@ class Checkpoints:
         checkpoints = list(self._orbax.checkpoints)
         for checkpoint in reversed(checkpoints):
             try:
-                restored = _load(self._orbax, checkpoint.step, abstract_state)
+                restored = _load(self._orbax, checkpoint.step, abstract_state())
             except Exception as error:
                 reason = " ".join(str(error).split())[:200]
                 logging.warning("Checkpoint %d is damaged, falling back to the one before: %s", checkpoint.step, reason)

@@ -42,7 +42,8 @@ def from_internal(x: Activations, impl: Implementation) -> Images:
 
 def flatten(x: Activations, impl: Implementation) -> Float[Array, "batch features"]:
     """Activations as one row an example, features in [height, width, channels] order."""
-    x = from_internal(x, impl)
+    if impl == "matmul":
+        return x.transpose(1, 2, 0, 3).reshape(-1, x.shape[3]).T  # batch-minor still, as `dense` wants it
     return x.reshape(x.shape[0], -1)
 
 
@@ -104,8 +105,8 @@ def conv_bias_relu_pool(
 def dense(
     x: Float[Array, "batch in"], kernel: Matrix, dimension_numbers: Any, *, impl: Implementation, **options: Any
 ) -> Float[Array, "batch out"]:
-    """`x @ kernel`, called as `nn.Dense` calls `lax.dot_general`; with "matmul" in bfloat16, gradients are fast too."""
-    if impl == "matmul" and x.dtype == jnp.bfloat16:
+    """`x @ kernel`, called as `nn.Dense` calls `lax.dot_general`."""
+    if impl == "matmul":
         return products.dense(x, _beside(x, kernel))
     return lax.dot_general(x, kernel, dimension_numbers, **options)
 

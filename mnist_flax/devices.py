@@ -77,6 +77,7 @@ def keep_compiled_programs() -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         processor = hashlib.sha256((_cpu_name() + _cpu_field("flags")).encode()).hexdigest()[:12]
         jax.config.update("jax_compilation_cache_dir", str(cache / "mnist_flax" / processor))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a start compiles twenty small ones too
     _mend_cache(Path(jax.config.values["jax_compilation_cache_dir"]))
 
 

@@ -140,7 +140,7 @@ def _start(
     config: ConfigDict, num_classes: int, checkpoints: checkpoint.Checkpoints, mesh: Mesh
 ) -> tuple[train.TrainState, dict]:
     """State and record of the newest checkpoint, or fresh ones."""
-    restored = checkpoints.restore_latest(train.abstract_state(config, num_classes, mesh))
+    restored = checkpoints.restore_latest(lambda: train.abstract_state(config, num_classes, mesh))
     if restored:
         return restored
     init = jax.jit(
@@ -165,7 +165,8 @@ class _Log:
         self._config, self._metrics, self._checkpoints, self._bar = config, metrics, checkpoints, bar
         self._steps_per_epoch = steps_per_epoch
         hyper = train.hyperparameters(config)
-        self._schedule = make_schedule(config.optimizer.schedule, hyper, steps_per_epoch, config.num_epochs)
+        # One compiled program: each of its operations alone would be compiled too, for as long.
+        self._schedule = jax.jit(make_schedule(config.optimizer.schedule, hyper, steps_per_epoch, config.num_epochs))
         now = time.perf_counter()
         self._started = now - earlier_seconds
         self._shown = self._finished = (now, step)

@@ -112,14 +112,25 @@ def _apart(function: Callable[..., Array], *operands: Array) -> Array:
     return lax.cond(always, function, lambda *_: jnp.zeros_like(first, result.dtype, result.shape), *operands)
 
 
-def _row_major(a: Float[Array, "m n"]) -> Float[Array, "m n"]:
+def _row_major(a: Float[Array, "m n"], dtype: Any) -> Float[Array, "m n"]:
     """An array of its own, in row-major order: a branch that returns a vector has no choice of its layout."""
-    return _apart(lambda a: _numbers(_bits(a).reshape(-1), a.dtype), a).reshape(a.shape)
+    return _apart(lambda a: _numbers(_bits(a.astype(dtype)).reshape(-1), dtype), a).reshape(a.shape)
 
 
 def _transposed(a: Float[Array, "m n"]) -> Float[Array, "n m"]:
     """The transpose, likewise."""
     return _apart(lambda a: _numbers(_bits(a).T.reshape(-1), a.dtype), a).reshape(a.shape[::-1])
+
+
+def _fast(a: Float[Array, "m n"], dtype: Any = None) -> Float[Array, "m n"]:
+    """An operand or (as `dtype`) a result of `_product` in the form that is fast for its type."""
+    dtype = dtype or a.dtype
+    return _row_major(a, dtype) if dtype == jnp.bfloat16 else a.astype(dtype)
+
+
+def _fast_transposed(a: Float[Array, "m n"]) -> Float[Array, "n m"]:
+    """The transpose of an operand, likewise."""
+    return _transposed(a) if a.dtype == jnp.bfloat16 else a.T
 
 
 def _product(a: Float[Array, "m k"], b: Float[Array, "k n"]) -> Float[Array, "m n"]:
@@ -129,8 +140,13 @@ def _product(a: Float[Array, "m k"], b: Float[Array, "k n"]) -> Float[Array, "m 
 
 @jax.custom_vjp
 def dense(x: Float[Array, "batch in"], kernel: Matrix) -> Float[Array, "batch out"]:
-    """`x @ kernel` in bfloat16, with gradients that are products of the fast form too."""
-    return _product(_row_major(x), kernel).astype(x.dtype)
+    """`x @ kernel`, of which x or the kernel is transposed, the smaller one: what convolutions leave is batch-minor.
+
+    The gradients, kernel d_y^T and x^T d_y, need no transpose but that of d_y.
+    """
+    if len(x) < kernel.shape[1]:
+        return _product(_fast_transposed(x.T), kernel).astype(x.dtype)
+    return _fast(_product(_fast_transposed(kernel), _fast(x.T)), x.dtype).T
 
 
 def _dense_fwd(x, kernel):
@@ -139,8 +155,8 @@ def _dense_fwd(x, kernel):
 
 def _dense_bwd(residuals, gradient):
     x, kernel = residuals
-    d_x = _transposed(_product(kernel, _transposed(gradient)))
-    return d_x.astype(x.dtype), _product(_transposed(x), _row_major(gradient)).astype(kernel.dtype)
+    d_x = _fast(_product(kernel, _fast(gradient.T)), x.dtype).T
+    return d_x, _product(_fast(x.T), _fast(gradient)).astype(kernel.dtype)
 
 
 dense.defvjp(_dense_fwd, _dense_bwd)
@@ -291,7 +307,7 @@ def _forward(layer: Layer, x: BatchMinor, kernel: Kernel, bias: Array | None, wi
     plan = _plan(layer, x.shape, x.dtype, kernel.shape)
     features, batch = kernel.shape[3], x.shape[3]
     matrix = _kernel_matrix(plan, kernel).astype(x.dtype)
-    matrix = _transposed(matrix) if x.dtype == jnp.bfloat16 else matrix.T
+    matrix = _fast_transposed(matrix)
     rows = _sort(plan, _bits(x))
 
     def body(start, carry):
@@ -337,8 +353,7 @@ def _convolution_bwd(layer, residuals, gradient):
     rows = _sort(plan, _bits(x))
     taps, outputs = matrix.shape
     # In bfloat16 dW = C dY^T takes a transpose of either; of C, the product gives dW^T.
-    narrow = x.dtype == jnp.bfloat16
-    swap = narrow and taps < outputs
+    swap = x.dtype == jnp.bfloat16 and taps < outputs
 
     def body(start, carry):
         d_matrix, d_rows, columns = carry
@@ -352,7 +367,7 @@ def _convolution_bwd(layer, residuals, gradient):
         if swap:
             d_matrix += _product(d_y, _transposed(c))
         else:
-            d_matrix += _product(c, _transposed(d_y) if narrow else d_y.T)
+            d_matrix += _product(c, _fast_transposed(d_y))
         d_columns = _product(matrix, d_y).reshape(columns.shape)
         before = _read(d_rows, start, (columns.shape[1] + len(plan.shifts(0)) - 1, columns.shape[3]))
         _, add_up = jax.vjp(lambda x: jnp.concatenate(_patches(plan, x)), before)

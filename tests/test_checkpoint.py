@@ -74,7 +74,7 @@ def test_any_damage_to_the_latest_is_found_and_the_one_before_restored(harm, see
     else:
         file.write_bytes(content[: len(content) // 2] if harm == "truncate" else b"")
     checkpoints = checkpoint.Checkpoints(tmp_path, 2)
-    restored, extra = checkpoints.restore_latest(ABSTRACT)
+    restored, extra = checkpoints.restore_latest(lambda: ABSTRACT)
     step = int(restored["step"])
     assert step in (2, 3) and extra == {"note": step} and equal(restored, state(step))
     assert steps(tmp_path)[-1] == step
@@ -84,20 +84,20 @@ def test_any_damage_to_the_latest_is_found_and_the_one_before_restored(harm, see
 
 
 def test_nothing_readable_is_an_error_and_nothing_at_all_is_not(tmp_path):
-    assert checkpoint.Checkpoints(tmp_path / "new", 2).restore_latest(ABSTRACT) is None
+    assert checkpoint.Checkpoints(tmp_path / "new", 2).restore_latest(lambda: ABSTRACT) is None
     save(tmp_path / "run", [0.1])
     for path in (tmp_path / "run" / "1").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
     with pytest.raises(RunError, match="no checkpoint"):
-        checkpoint.Checkpoints(tmp_path / "run", 2).restore_latest(ABSTRACT)
+        checkpoint.Checkpoints(tmp_path / "run", 2).restore_latest(lambda: ABSTRACT)
 
 
 def test_what_a_killed_save_left_behind_is_no_checkpoint(tmp_path):
     save(tmp_path, [0.1, 0.2])
     shutil.copytree(tmp_path / "2", tmp_path / "3.orbax-checkpoint-tmp")
     checkpoints = checkpoint.Checkpoints(tmp_path, 2)
-    assert int(checkpoints.restore_latest(ABSTRACT)[0]["step"]) == 2
+    assert int(checkpoints.restore_latest(lambda: ABSTRACT)[0]["step"]) == 2
     checkpoints.save(3, state(3), {}, 0.3)
     checkpoints.close()
     assert steps(tmp_path) == [2, 3] and not list(tmp_path.glob("*tmp*"))

@@ -182,12 +182,14 @@ def bfloat16_products(function, *arguments):
 def test_bfloat16_products_have_the_fast_form(batch):
     """[m,k] x [k,n] of row-major operands in bfloat16; any other runs in float32, several times slower."""
     x = jnp.zeros((batch, 8, 8, 3), jnp.bfloat16)
-    first, second, last = jnp.zeros((3, 3, 3, 16)), jnp.zeros((3, 3, 16, 8)), jnp.zeros((8 * 2 * 2, 32))
+    first, second, last = jnp.zeros((3, 3, 3, 16)), jnp.zeros((3, 3, 16, 8)), jnp.zeros((2 * 2 * 8, 32))
 
     def network(first, second, last):
         y = layer(x, first, jnp.zeros(16), "matmul", (1, "SAME", 2, "max"))
         y = layer(y, second, jnp.zeros(8), "matmul", (1, "SAME", 2, "max"))
-        y = conv.dense(conv.flatten(y, "lax"), last.astype(y.dtype), MATRICES, impl="matmul")
+        y = conv.dense(
+            conv.flatten(conv.to_internal(y, "matmul"), "matmul"), last.astype(y.dtype), MATRICES, impl="matmul"
+        )
         return (y.astype(jnp.float32) ** 2).sum()
 
     products = bfloat16_products(jax.value_and_grad(network, (0, 1, 2)), first, second, last)
@@ -195,17 +197,23 @@ def test_bfloat16_products_have_the_fast_form(batch):
     assert products == [("bf16", "1", "0")] * 8
 
 
-def test_dense_agrees():
+@pytest.mark.parametrize("batch", [6, 9])  # fewer and more examples than outputs: x or the kernel is transposed
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 5e-2)])
+def test_dense_agrees(batch, dtype, tolerance):
     rng = np.random.default_rng(0)
-    x, kernel, weights = (rng.standard_normal(shape) for shape in ((6, 20), (20, 7), (6, 7)))
-    x, narrow_kernel, weights = (jnp.asarray(a, jnp.bfloat16) for a in (x, kernel, weights))
+    shapes = ((batch, 20), (20, 7), (batch, 7))
+    x, kernel, weights = (jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes)
+    exact_x, exact_kernel, exact_weights = (np.asarray(a, np.float64) for a in (x, kernel, weights))
     for impl in IMPLS:
-        y, pullback = jax.vjp(lambda x, w, impl=impl: conv.dense(x, w, MATRICES, impl=impl), x, narrow_kernel)
+        y, pullback = jax.vjp(lambda x, w, impl=impl: conv.dense(x, w, MATRICES, impl=impl), x, kernel)
         d_x, d_kernel = pullback(weights)
-        assert (y.dtype, d_x.dtype, d_kernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.bfloat16)
-        exact = [np.asarray(a, np.float64) for a in (x, weights)]
-        for actual, expected in ((y, exact[0] @ kernel), (d_x, exact[1] @ kernel.T), (d_kernel, exact[0].T @ exact[1])):
-            np.testing.assert_allclose(np.asarray(actual, np.float64), expected, rtol=2e-2, atol=5e-2)
+        assert (y.dtype, d_x.dtype, d_kernel.dtype) == (dtype, dtype, dtype)
+        for actual, expected in (
+            (y, exact_x @ exact_kernel),
+            (d_x, exact_weights @ exact_kernel.T),
+            (d_kernel, exact_x.T @ exact_weights),
+        ):
+            np.testing.assert_allclose(np.asarray(actual, np.float64), expected, rtol=tolerance, atol=tolerance)
 
 
 def test_ties_give_the_first_of_the_largest_the_gradient():
