@@ -8,7 +8,8 @@ contender (`experiments/contenders/`) is a process of its own that waits while i
 `--check_steps` steps, which warms them up, and of whose last quarter the loss is shown: all should learn alike. Then
 they take turns, in `--rounds` rounds: a burst of about `--seconds` each, forwards in one round, backwards in the next.
 The project is compared with a peer of the same type within each round. Peaks are those of large matrix products,
-measured in the same rounds; the share is of the products that the network needs, and no other work.
+measured in the same rounds; the share is of the products that the network needs, and no other work. Before each round
+it is measured how far apart the first two cores are, which a virtual machine changes at times.
 
 Writes `benchmark.json` and `benchmark.png` to `--out`. On a GPU the same command runs (with --batch=128,1024,8192).
 """
@@ -32,6 +33,7 @@ import numpy as np
 from absl import flags
 from rich.text import Text
 
+from experiments import cores
 from experiments.contenders import (
     ENVIRONMENT,
     FLOPS_PER_IMAGE,
@@ -126,8 +128,10 @@ def _whole(steps: float) -> int:
     return max(1, round(steps / STEPS)) * STEPS
 
 
-def compare(names: Sequence[str], dtypes: Sequence[str], batch_size: int, examples: Path) -> list[dict]:
-    """Results of one batch size: a row for each contender and type, the project's first."""
+def compare(
+    names: Sequence[str], dtypes: Sequence[str], batch_size: int, examples: Path
+) -> tuple[list[dict], list[float]]:
+    """Results of one batch size: a row for each contender and type, the project's first, and the cores' distances."""
     contenders = [Contender(name, dtype, batch_size, examples) for dtype in dtypes for name in names]
     try:
         descriptions = [contender.answer()["description"] for contender in contenders]  # once it is ready
@@ -136,7 +140,10 @@ def compare(names: Sequence[str], dtypes: Sequence[str], batch_size: int, exampl
         for contender in contenders:
             contender.idle_cpu_seconds = 0.0
         started = time.perf_counter()
+        distances = []
         for turn in range(_ROUNDS.value):
+            if (seconds := cores.exchange_seconds()) is not None:
+                distances.append(seconds)
             for contender in contenders if turn % 2 == 0 else reversed(contenders):
                 contender.take_turn()
         wall_seconds = time.perf_counter() - started
@@ -145,7 +152,7 @@ def compare(names: Sequence[str], dtypes: Sequence[str], batch_size: int, exampl
             contender.close()
     peaks = {d: max(peak for c in contenders if c.dtype == d for peak in c.peaks) for d in dtypes}
     ours = {contender.dtype: contender.rates for contender in contenders if contender.name == "project"}
-    return [
+    rows = [
         {
             "contender": contender.name,
             "description": description,
@@ -160,6 +167,7 @@ def compare(names: Sequence[str], dtypes: Sequence[str], batch_size: int, exampl
         }
         for contender, description in zip(contenders, descriptions, strict=True)
     ]
+    return rows, distances
 
 
 def print_table(rows: Sequence[dict], title: str) -> None:
@@ -249,12 +257,14 @@ def main(argv: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     print(out, flush=True)
     rows: list[dict] = []
+    distances: list[float] = []
     with tempfile.TemporaryDirectory() as directory:
         examples = Path(directory) / "examples.npz"
         np.savez(examples, images=split.images, labels=split.labels)
         for batch in _BATCH.value:
-            rows += compare(["project", *_PEERS.value], _DTYPE.value, int(batch), examples)
-            print_table(rows[-len(_DTYPE.value) * (1 + len(_PEERS.value)) :], kind)
+            found, apart = compare(["project", *_PEERS.value], _DTYPE.value, int(batch), examples)
+            print_table(found, kind)
+            rows, distances = rows + found, distances + apart
     for name, description in {row["contender"]: row["description"] for row in rows}.items():
         progress.console.print(f"{NAMES[name]}: {description}")
     for dtype in _DTYPE.value:
@@ -262,7 +272,11 @@ def main(argv: list[str]) -> None:
         progress.console.print(f"peak of {dtype} products: {peak / 1e12:.3g} TFLOP/s")
     idle = max(row["idle_cpu_share"] for row in rows)
     progress.console.print(f"a waiting contender kept at most {idle:.2%} of a core busy")
-    run.write_json(out / "benchmark.json", {"examples": kind, "seconds": _SECONDS.value, "rows": rows})
+    if distances:
+        shown = ", ".join(f"{seconds * 1e6:.1f}" for seconds in distances)
+        progress.console.print(f"microseconds to copy 256 kB that another core wrote, before each round: {shown}")
+    record = {"examples": kind, "seconds": _SECONDS.value, "exchange_seconds": distances, "rows": rows}
+    run.write_json(out / "benchmark.json", record)
     figure_speeds(rows, kind).savefig(out / "benchmark.png")
 
 

@@ -2,7 +2,11 @@
 
 import contextlib
 import os
+import statistics
+import time
 from collections.abc import Iterator
+
+import numpy as np
 
 CAN_BIND = hasattr(os, "sched_setaffinity")  # macOS binds no process to cores
 
@@ -24,3 +28,25 @@ def bound(cores: set[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, everywhere)
+
+
+def exchange_seconds() -> float | None:
+    """Median time to copy 256 kB that another core has just written; None where there is no other to bind to.
+
+    A virtual machine's cores may be moved to other places while it runs: beside each other they share a cache, and on
+    two chiplets or sockets they do not, which slows programs whose threads work on each other's results.
+    """
+    here, *others = sorted(usable())
+    if not (CAN_BIND and others):
+        return None
+    written, copy = (np.zeros(2**16, np.float32) for _ in range(2))
+    times = []
+    for trial in range(100):
+        with bound({others[0]}):
+            written.fill(trial)
+        with bound({here}):
+            copy.fill(trial)
+            started = time.perf_counter()
+            np.copyto(copy, written)
+            times.append(time.perf_counter() - started)
+    return statistics.median(times)

@@ -25,3 +25,13 @@ def test_every_process_has_cores_of_its_own_if_there_are_enough(monkeypatch):
     monkeypatch.setattr(cores, "usable", lambda: {1, 4, 5})
     assert runs._core_shares(2) == [{1, 5}, {4}]
     assert runs._core_shares(4) == [{1}, {4}, {5}, {1, 4, 5}]
+
+
+def test_distance_is_measured_where_there_are_two_cores_and_they_stay_as_they_were():
+    before = cores.usable()
+    seconds = cores.exchange_seconds()
+    assert cores.usable() == before
+    assert (seconds is None) == (len(before) < 2 or not cores.CAN_BIND)
+    assert seconds is None or 2**18 / 1e12 < seconds < 1  # no memory does a terabyte a second
+    with cores.bound({min(before)}):
+        assert not cores.CAN_BIND or cores.exchange_seconds() is None
