@@ -112,20 +112,17 @@ def _apart(function: Callable[..., Array], *operands: Array) -> Array:
     return lax.cond(always, function, lambda *_: jnp.zeros_like(first, result.dtype, result.shape), *operands)
 
 
-def _row_major(a: Float[Array, "m n"], dtype: Any) -> Float[Array, "m n"]:
-    """An array of its own, in row-major order: a branch that returns a vector has no choice of its layout."""
-    return _apart(lambda a: _numbers(_bits(a.astype(dtype)).reshape(-1), dtype), a).reshape(a.shape)
-
-
 def _transposed(a: Float[Array, "m n"]) -> Float[Array, "n m"]:
-    """The transpose, likewise."""
+    """The transpose as an array of its own: a branch that returns a vector has no choice of its layout."""
     return _apart(lambda a: _numbers(_bits(a).T.reshape(-1), a.dtype), a).reshape(a.shape[::-1])
 
 
 def _fast(a: Float[Array, "m n"], dtype: Any = None) -> Float[Array, "m n"]:
-    """An operand or (as `dtype`) a result of `_product` in the form that is fast for its type."""
+    """An operand or (as `dtype`) a result of `_product`, in bfloat16 as a row-major array of its own."""
     dtype = dtype or a.dtype
-    return _row_major(a, dtype) if dtype == jnp.bfloat16 else a.astype(dtype)
+    if dtype != jnp.bfloat16:
+        return a.astype(dtype)
+    return _apart(lambda a: _numbers(_bits(a.astype(dtype)).reshape(-1), dtype), a).reshape(a.shape)
 
 
 def _fast_transposed(a: Float[Array, "m n"]) -> Float[Array, "n m"]:
