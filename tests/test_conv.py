@@ -103,6 +103,8 @@ def errors(case, function, impl, dtype, tile_bytes=2**22):
         x, kernel = (np.asarray(jnp.asarray(a, dtype), np.float64) for a in (x, kernel))
     layer = partial(function, impl=impl, options=options)
     weights = rng.standard_normal(jax.eval_shape(layer, x, kernel, bias).shape)
+    if dtype == jnp.bfloat16:
+        weights = np.asarray(jnp.asarray(weights, dtype), np.float64)
     expected = reference(x, kernel, bias, weights, *options)
     wide = jnp.promote_types(dtype, jnp.float32)  # of the parameters
     types = (dtype, wide, wide, dtype)
