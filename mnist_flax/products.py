@@ -139,7 +139,7 @@ def _product(a: Float[Array, "m k"], b: Float[Array, "k n"]) -> Float[Array, "m 
 def dense(x: Float[Array, "batch in"], kernel: Matrix) -> Float[Array, "batch out"]:
     """`x @ kernel`, of which x or the kernel is transposed, the smaller one: what convolutions leave is batch-minor.
 
-    The gradients, kernel d_y^T and x^T d_y, need no transpose but that of d_y.
+    Of that, the gradients, kernel d_y^T and x^T d_y, need no transpose but that of d_y.
     """
     if len(x) < kernel.shape[1]:
         return _product(_fast_transposed(x.T), kernel).astype(x.dtype)

@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.commands import ROOT, environment
 
 COMPILE = """
@@ -17,15 +19,22 @@ print(float(jax.jit(program)(jnp.ones((8, 8))).sum()))
 """
 
 
-def test_a_compiled_program_is_kept_though_it_is_small_and_replaced_if_it_was_cut(tmp_path):
-    variables = environment(XDG_CACHE_HOME=str(tmp_path))
+@pytest.mark.parametrize(
+    ("named", "where"),
+    [
+        ({"XDG_CACHE_HOME": "{}"}, "mnist_flax/*/"),  # ours keeps small programs too
+        ({"JAX_COMPILATION_CACHE_DIR": "{}", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}, ""),
+    ],
+)
+def test_a_compiled_program_that_was_cut_is_replaced(named, where, tmp_path):
+    variables = environment(**{key: value.format(tmp_path) for key, value in named.items()})
 
     def compile_it():
         command = [sys.executable, "-c", COMPILE]
         return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=True)
 
     first = compile_it()
-    (entry,) = tmp_path.glob("mnist_flax/*/jit_program-*-cache")
+    (entry,) = tmp_path.glob(f"{where}jit_program-*-cache")
     whole = entry.stat().st_size
     entry.write_bytes(entry.read_bytes()[: whole // 2])
     again = compile_it()
