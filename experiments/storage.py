@@ -9,7 +9,6 @@ import fcntl
 import threading
 import warnings
 from collections.abc import Iterator
-from datetime import datetime, timedelta
 from pathlib import Path
 
 import optuna
@@ -103,10 +102,12 @@ def retry_abandoned(study: optuna.Study, storage: RDBStorage) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         optuna.storages.fail_stale_trials(study)
-        # A worker that was killed between taking a trial and its first heartbeat.
-        oldest = datetime.now() - timedelta(seconds=GRACE * (storage.heartbeat_interval or 0))
+        # Optuna passes over trials without a heartbeat. Taking one ends with its first, within `exclusive`, so whoever
+        # took these was killed at it.
+        with storage.engine.connect() as connection:
+            beating = set(connection.execute(sqlalchemy.text("select trial_id from trial_heartbeats")).scalars())
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if "worker" not in trial.user_attrs and (trial.datetime_start or oldest) < oldest:
+            if trial._trial_id not in beating:
                 requeue(study, trial)
     return len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,))) - before
 

@@ -92,7 +92,7 @@ def test_a_killed_worker_loses_no_finished_trial_and_its_others_are_tried_again(
     complete = trials(place, COMPLETE)
     assert len(complete) == 15 and not trials(place, RUNNING, WAITING)
     assert before.items() <= {t.number: t.value for t in complete}.items()
-    abandoned = [t for t in trials(place, FAIL) if t.user_attrs["worker"].endswith(mine)]
+    abandoned = [t for t in trials(place, FAIL) if t.user_attrs.get("worker", "").endswith(mine)]
     assert 1 <= len(abandoned) <= 3 and "abandoned" in out
     retried = {t.system_attrs["failed_trial"]: t for t in complete if "failed_trial" in t.system_attrs}
     for trial in abandoned:
@@ -255,6 +255,24 @@ def _complete(place):
         return bool(trials(place, COMPLETE))
     except Exception:
         return False
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_trials_of_a_worker_that_was_killed_while_taking_them_are_tried_again(tmp_path):
+    database = storage.connect(storage.default_url(tmp_path), heartbeat=60)
+    study = optuna.create_study(storage=database)
+    _, named, alive = (study.ask() for _ in range(3))
+    for trial in (named, alive):
+        trial.set_user_attr("worker", "host:1")
+    database.record_heartbeat(alive._trial_id)
+    with storage.exclusive(database):
+        assert storage.retry_abandoned(study, database) == 2
+    assert [t.state for t in study.get_trials()] == [FAIL, FAIL, RUNNING, WAITING, WAITING]
+    again = study.ask()
+    assert again.number in (3, 4)
+    with storage.exclusive(database):
+        assert storage.retry_abandoned(study, database) == 1
+    assert [t.state for t in study.get_trials()].count(WAITING) == 2
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
