@@ -105,12 +105,15 @@ class Worker:
 
     def run(self) -> bool:
         """Works until the study has all its trials; whether it has them (or was asked to stop)."""
+        told = 0
         while not self._stop():
             batch = self._take()
             if batch:
                 self._train(batch)
             elif others := self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                progress.console.print(f"waiting for {len(others)} trials of other workers")
+                if len(others) != told:
+                    progress.console.print(f"waiting for {len(others)} trials of other workers")
+                told = len(others)
                 time.sleep(self._database.heartbeat_interval or 1)
             else:
                 return True
