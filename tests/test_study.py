@@ -1,6 +1,8 @@
+import contextlib
 import json
 import re
 import signal
+import sqlite3
 import time
 
 import optuna
@@ -72,14 +74,19 @@ def shared(arguments, tmp_path_factory):
     mine = f":{second.pid}"
 
     def busy():
-        if not (place / "study.db").exists() or not (place / "study.json").exists():
-            return False
+        # Gives up after a second: a worker that is stopped while it writes keeps the database, and the other waits too.
         try:
-            found = trials(place)
-        except Exception:  # the study itself is still to be made
+            with contextlib.closing(
+                sqlite3.connect(f"file:{place / 'study.db'}?mode=ro", timeout=1, uri=True)
+            ) as database:
+                complete = database.execute("select count(*) from trials where state = 'COMPLETE'").fetchone()[0]
+                workers = database.execute(
+                    "select value_json from trials join trial_user_attributes using (trial_id)"
+                    " where state = 'RUNNING' and key = 'worker'"
+                ).fetchall()
+        except sqlite3.Error:  # that, or the study is still to be made
             return False
-        running = any(t.state == RUNNING and t.user_attrs.get("worker", "").endswith(mine) for t in found)
-        return running and sum(t.state == COMPLETE for t in found) >= 3
+        return complete >= 3 and any(json.loads(name).endswith(mine) for (name,) in workers)
 
     kill_while(busy, second, 500)
     before = {t.number: t.value for t in trials(place, COMPLETE)}
