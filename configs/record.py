@@ -20,7 +20,6 @@ def get_config() -> ConfigDict:
     config.model.kernel_sizes = (5, 3, 3, 3, 3)
     config.model.pool_sizes = (2, 1, 2, 1, 1)
     config.model.batch_norm = True
-    config.model.conv_dropout_rate = 0.1
     config.model.head = "average"
     config.model.dense = ()
     config.model.dropout_rate = 0.0
@@ -38,8 +37,8 @@ def get_config() -> ConfigDict:
     config.augment.tone = 0.8
     config.augment.clouds = 0.8
     config.augment.specks = 0.4
-    config.augment.probability = 0.05
-    config.augment.final_epochs = 4.0
+    config.augment.probability = 0.03
+    config.augment.final_epochs = 6.0
 
-    config.num_epochs = 20
+    config.num_epochs = 30
     return config
