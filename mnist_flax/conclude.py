@@ -14,7 +14,6 @@ from mnist_flax import (
     cli,
     data,
     devices,
-    evaluate,
     hosts,
     metrics,
     model,
@@ -77,7 +76,7 @@ def conclude(
     evaluation = train.make_evaluate(network, mesh)
 
     def split_logits(split: data.Split) -> np.ndarray:
-        return evaluate.split_logits(evaluation, variables, split, config.eval_batch_size, mesh)
+        return train.split_logits(evaluation, variables, split, config.eval_batch_size, mesh)
 
     def seconds() -> float:
         return earlier_seconds + time.perf_counter() - cli.STARTED

@@ -131,13 +131,13 @@ def score_disjoint(ensemble: run.Run, size: int) -> dict[str, Any]:
 
     Gives `size`, `test_accuracies`, their `mean` and sample standard `deviation`.
     """
-    from mnist_flax import data, devices, evaluate, metrics, train
+    from mnist_flax import data, devices, metrics, train
 
     config, mesh = ensemble.config, devices.make_mesh()
     test = data.load(config).test
     evaluations = {network: train.make_evaluate(network, mesh) for network in ensemble.model.members}
     logits = [
-        evaluate.split_logits(evaluations[network], variables, test, config.eval_batch_size, mesh)
+        train.split_logits(evaluations[network], variables, test, config.eval_batch_size, mesh)
         for network, variables in zip(ensemble.model.members, ensemble.model.split(ensemble.variables), strict=True)
     ]
     accuracies = metrics.ensemble_accuracies(np.stack(logits), test.labels, size)

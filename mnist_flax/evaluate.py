@@ -3,12 +3,7 @@
 python -m mnist_flax.evaluate RUN [--split=test] [--views=N | --corruptions]
 """
 
-from collections.abc import Callable
-
-import numpy as np
 from absl import flags
-from jax.sharding import Mesh
-from jaxtyping import Float
 
 from mnist_flax import cli, named
 
@@ -23,24 +18,6 @@ _VIEWS = flags.DEFINE_integer(
     "copies of each image, slightly moved, whose mean probabilities are the answer; 1 is the image itself.",
     lower_bound=1,
 )
-
-
-def split_logits(
-    evaluate: Callable, variables: dict, split, batch_size: int, mesh: Mesh
-) -> Float[np.ndarray, "examples classes"]:
-    """Logits of every example of a `data.Split`, whole: nothing is dropped and nothing counted twice.
-
-    `evaluate` is from `train.make_evaluate`; it is called with one padded batch at a time, so that it compiles once
-    for splits of any size.
-    """
-    from mnist_flax import train
-
-    logits = []
-    for start in range(0, len(split.labels), batch_size):
-        images, labels = (array[start : start + batch_size] for array in split)
-        batch = train.split_batches(mesh, images, labels, batch_size)
-        logits.append(np.asarray(evaluate(variables, *batch)[1][0]))
-    return np.concatenate(logits)[: len(split.labels)]
 
 
 def main(argv: list[str]) -> None:
@@ -70,7 +47,7 @@ def main(argv: list[str]) -> None:
     if _VIEWS.value > 1:
         model, name = views.look_again(model, config, _VIEWS.value), f"{name}_{_VIEWS.value}_views"
     evaluation = train.make_evaluate(model, mesh)
-    logits = split_logits(evaluation, trained.variables, split, config.eval_batch_size, mesh)
+    logits = train.split_logits(evaluation, trained.variables, split, config.eval_batch_size, mesh)
     which = {"dataset": config.dataset, "split": _SPLIT.value, "checkpoint": named.checkpoint(config)}
     scores = which | metrics.evaluate_logits(logits, split.labels)
     path = trained.directory / f"{name}.json"

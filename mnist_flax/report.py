@@ -282,7 +282,7 @@ thead th { border: 0; color: #4a4f57; font-weight: 500; }
 def main(argv: list[str]) -> None:
     if len(argv) != 2:
         raise cli.UserError("name one run directory: python -m mnist_flax.report RUN")
-    from mnist_flax import data, devices, evaluate, model, train
+    from mnist_flax import data, devices, model, train
 
     directory = Path(argv[1])
     run.read_config(directory)
@@ -294,7 +294,7 @@ def main(argv: list[str]) -> None:
     devices.keep_compiled_programs()
     mesh, batch_size = devices.make_mesh(), trained.config.eval_batch_size
     evaluation = train.make_evaluate(trained.model, mesh)
-    logits = evaluate.split_logits(evaluation, trained.variables, test, batch_size, mesh)
+    logits = train.split_logits(evaluation, trained.variables, test, batch_size, mesh)
     path = write(
         directory,
         summary=summary,

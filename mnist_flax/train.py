@@ -310,3 +310,19 @@ def make_evaluate(model: CNN | Ensemble | Views, mesh: Mesh) -> Callable:
         check_vma=False,
     )
     return jax.jit(evaluate, out_shardings=NamedSharding(mesh, EVERYWHERE))
+
+
+def split_logits(
+    evaluate: Callable, variables: dict, split, batch_size: int, mesh: Mesh
+) -> Float[np.ndarray, "examples classes"]:
+    """Logits of every example of a `data.Split`, whole: nothing is dropped and nothing counted twice.
+
+    `evaluate` is from `make_evaluate`; it is called with one padded batch at a time, so that it compiles once
+    for splits of any size.
+    """
+    logits = []
+    for start in range(0, len(split.labels), batch_size):
+        images, labels = (array[start : start + batch_size] for array in split)
+        batch = split_batches(mesh, images, labels, batch_size)
+        logits.append(np.asarray(evaluate(variables, *batch)[1][0]))
+    return np.concatenate(logits)[: len(split.labels)]

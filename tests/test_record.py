@@ -64,6 +64,14 @@ def test_the_test_set_is_scored_only_when_all_have_trained(tmp_path, digits_data
     assert json.loads((tmp_path / "ensemble_2" / "summary.json").read_text())["members"] == 2
     assert "| 1 |" in (tmp_path / "results.md").read_text()
 
+    out = command("experiments.record", "--views=3", *arguments).stdout
+    found = json.loads((tmp_path / "results.json").read_text())
+    for seed in range(2):
+        command("mnist_flax.evaluate", tmp_path / "digits" / str(seed), "--views=3")
+        scores = json.loads((tmp_path / "digits" / str(seed) / "evaluation_test_3_views.json").read_text())
+        assert found["views_accuracy"]["values"][seed] == pytest.approx(scores["accuracy"])
+    assert "3 views, disjoint ensembles of 2" in out and len(found["views_ensemble_accuracy"]["values"]) == 1
+
 
 @pytest.mark.parametrize(
     ("arguments", "hint"),

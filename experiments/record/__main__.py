@@ -1,6 +1,6 @@
 """Trains a recipe and a reference over many seeds, then scores them all: `python -m experiments.record`.
 
-    python -m experiments.record [--seeds=5] [--processes=2] [--workdir=DIR] [-- --config.KEY=VALUE ...]
+    python -m experiments.record [--seeds=5] [--processes=2] [--views=16] [--workdir=DIR] [-- --config.KEY=VALUE ...]
 
 Every run is `mnist_flax.main` with its own seed, trained without a look at the test set. Only when the last one has
 trained are they scored, averaged to ensembles, and compared by McNemar's test. Stop the command as you like and give it
@@ -16,6 +16,9 @@ from mnist_flax import cli
 
 _SEEDS = flags.DEFINE_integer("seeds", 5, "runs of each recipe, with seeds 0, 1, ...", lower_bound=2)
 _ENSEMBLE = flags.DEFINE_integer("ensemble", 5, "members of an ensemble", lower_bound=2)
+_VIEWS = flags.DEFINE_integer(
+    "views", 1, "score the recipe with the mean over this many moved copies of each image, too", lower_bound=1
+)
 _PROCESSES = flags.DEFINE_integer("processes", 1, "trainings at once, each on its share of the cores", lower_bound=1)
 _RECIPE = flags.DEFINE_string("recipe", "configs/record.py", "the config whose claim it is")
 _REFERENCE = flags.DEFINE_string("reference", "configs/default.py", "the config that it is compared with")
@@ -42,7 +45,7 @@ def main(argv: list[str]) -> int:
         if not runs.complete([*recipe, *reference], stage, _PROCESSES.value, stop):
             print("stopped; the same command goes on from here")
             return 0
-    results.write(place, recipe, reference, _ENSEMBLE.value)
+    results.write(place, recipe, reference, _ENSEMBLE.value, _VIEWS.value)
     return 0
 
 

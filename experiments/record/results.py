@@ -30,11 +30,22 @@ def mcnemar(first: Correct, second: Correct) -> dict[str, Any]:
     return {"only_first": only_first, "only_second": only_second, "p_value": p_value}
 
 
-def write(place: Path, recipe: Sequence[Training], reference: Sequence[Training], size: int) -> None:
-    """Scores all runs together, prints the table, and writes results.json and results.md in `place`."""
+def write(place: Path, recipe: Sequence[Training], reference: Sequence[Training], size: int, views: int) -> None:
+    """Scores all runs together, prints the table, and writes results.json and results.md in `place`.
+
+    With more `views` than one, the recipe is scored with them too: see `mnist_flax.views`.
+
+    Raises:
+      UserError: its images were not moved in training, so there are no views.
+    """
     logits, labels = _test_logits(recipe)
     reference_logits, _ = _test_logits(reference)
     found = score(logits, reference_logits, labels, size)
+    if views > 1:
+        viewed, _ = _test_logits(recipe, views)
+        found["views"] = views
+        found["views_accuracy"] = _spread((viewed.argmax(-1) == labels).mean(1))
+        found["views_ensemble_accuracy"] = _spread(metrics.ensemble_accuracies(viewed, labels, size))
     found["train_minutes"] = [_summary(training)["train_seconds"] / 60 for training in recipe]
     found["device"] = _summary(recipe[0])["device"]
     found["dataset"] = _summary(recipe[0])["dataset"]
@@ -85,10 +96,10 @@ def _spread(values: Float[np.ndarray, " n"]) -> dict[str, Any]:
 
 def markdown(found: dict[str, Any], recipe: str, reference: str) -> str:
     """The table of seeds, and what is said of them together."""
-    rows = [
-        f"| seed | {recipe} | {reference} | only {recipe} right | only {reference} right | p | minutes |",
-        "|" + "---|" * 7,
-    ]
+    views = found.get("views")
+    names = ["seed", recipe, *([f"{views} views"] if views else []), reference]
+    names += [f"only {recipe} right", f"only {reference} right", "p", "minutes"]
+    rows = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     columns = (
         found["accuracy"]["values"],
         found["reference_accuracy"]["values"],
@@ -96,7 +107,8 @@ def markdown(found: dict[str, Any], recipe: str, reference: str) -> str:
         found["train_minutes"],
     )
     for seed, (accuracy, other, test, minutes) in enumerate(zip(*columns, strict=True)):
-        cells = (f"{accuracy:.2%}", f"{other:.2%}", *map(str, (test["only_first"], test["only_second"])))
+        viewed = [f"{found['views_accuracy']['values'][seed]:.2%}"] if views else []
+        cells = (f"{accuracy:.2%}", *viewed, f"{other:.2%}", *map(str, (test["only_first"], test["only_second"])))
         rows.append(f"| {seed} | {' | '.join(cells)} | {test['p_value']:.2g} | {minutes:.1f} |")
     size, test = found["ensemble_size"], found["ensemble_test"]
     lines = [
@@ -107,7 +119,10 @@ def markdown(found: dict[str, Any], recipe: str, reference: str) -> str:
             ("difference", "difference"),
             (f"{recipe}, disjoint ensembles of {size}", "ensemble_accuracy"),
             (f"{reference}, disjoint ensembles of {size}", "reference_ensemble_accuracy"),
+            (f"{recipe}, {views} views", "views_accuracy"),
+            (f"{recipe}, {views} views, disjoint ensembles of {size}", "views_ensemble_accuracy"),
         )
+        if key in found
     ]
     lines.append(
         f"McNemar's test of the first ensembles: {test['only_first']} digits that only {recipe} gets right, "
@@ -125,15 +140,18 @@ def _said(spread: dict[str, Any]) -> str:
     return f"mean {mean}, standard deviation {spread['deviation']:.3%}, {interval} (n = {count})"
 
 
-def _test_logits(trainings: Sequence[Training]) -> tuple[Float[np.ndarray, "runs examples classes"], Any]:
-    from mnist_flax import data, devices, evaluate, train
+def _test_logits(
+    trainings: Sequence[Training], copies: int = 1
+) -> tuple[Float[np.ndarray, "runs examples classes"], Any]:
+    from mnist_flax import data, devices, train, views
 
     mesh, logits, test = devices.make_mesh(), [], None
     for training in trainings:
         trained = run.load_run(training.directory)
         test = test or data.load(trained.config).test
-        evaluation = train.make_evaluate(trained.model, mesh)
-        logits.append(evaluate.split_logits(evaluation, trained.variables, test, trained.config.eval_batch_size, mesh))
+        model = views.look_again(trained.model, trained.config, copies) if copies > 1 else trained.model
+        evaluation = train.make_evaluate(model, mesh)
+        logits.append(train.split_logits(evaluation, trained.variables, test, trained.config.eval_batch_size, mesh))
     assert test is not None
     return np.stack(logits), test.labels
 
