@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.model.dense = (128,)  # widths of the hidden dense layers, () for none
     config.model.dropout_rate = 0.4  # after each hidden dense layer
     config.model.compute_dtype = "auto"  # float32, bfloat16, or auto: bfloat16 where hardware multiplies it
-    config.model.conv = "auto"  # matmul, lax, or auto: matmul on CPU, lax elsewhere
+    config.model.conv = "auto"  # matmul, mixed, lax, or auto: matmul on CPU, mixed on GPU, lax elsewhere
 
     # Optimizer
     config.optimizer = ConfigDict()

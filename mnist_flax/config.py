@@ -27,7 +27,7 @@ _CHOICES = {
     "model.pooling": ("max", "avg"),
     "model.head": ("flatten", "average"),
     "model.compute_dtype": ("auto", "float32", "bfloat16"),
-    "model.conv": ("auto", "matmul", "lax"),
+    "model.conv": ("auto", "matmul", "mixed", "lax"),
     "optimizer.name": ("adam", "adamw", "sgd", "lion", "muon"),
     "optimizer.schedule": ("constant", "exponential", "cosine", "one_cycle"),
     "checkpoint.select": ("last", "best"),

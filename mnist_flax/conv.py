@@ -1,13 +1,15 @@
-"""Convolution and pooling as matrix products, for CPUs, beside plain `lax` convolution, for the rest.
+"""Convolution and pooling as matrix products, for CPUs and in part for GPUs, beside plain `lax` convolution.
 
 XLA's CPU backend runs convolutions in compiled loops, their gradients and the gradient of `reduce_window`
 slowly, and matrix products at full speed. So the implementation "matmul" keeps activations *batch-minor*,
 [channels, height, width, batch], where padding, patches and pooling copy long contiguous rows, and
-multiplies. The implementation "lax" keeps [batch, height, width, channels]. In both, axes 1 and 2 are height
-and width. Parameters are the same for both, float32 kernels [height, width, in, out] and features in order
-[height, width, channels] after `flatten`: a model trained with one can be used with the other.
+multiplies (`products.py`). The implementations "lax" and "mixed" keep [batch, height, width, channels]; on GPUs cuDNN's
+convolutions are fast but for images of one channel, which "mixed" multiplies instead (`windows.py`). In all, axes 1
+and 2 are height and width. Parameters are the same for all, float32 kernels [height, width, in, out] and features in
+order [height, width, channels] after `flatten`: a model trained with one can be used with another.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -15,19 +17,20 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mnist_flax import products
-from mnist_flax.products import Kernel, Matrix
+from mnist_flax import products, windows
+from mnist_flax.products import Kernel, Layer, Matrix
 
-Implementation = Literal["matmul", "lax"]
+Implementation = Literal["matmul", "mixed", "lax"]
 Images = Float[Array, "batch height width channels"]
 Activations = Float[Array, "..."]  # in the layout of an implementation: see `to_internal`
 
-CHANNEL_AXIS: dict[str, int] = {"matmul": 0, "lax": 3}
+CHANNEL_AXIS: dict[str, int] = {"matmul": 0, "mixed": 3, "lax": 3}
 
 
 def default_impl(backend: str) -> Implementation:
-    """The faster implementation on a JAX backend ("cpu", "gpu", "tpu")."""
-    return "matmul" if backend == "cpu" else "lax"
+    """The fastest implementation on a JAX backend ("cpu", "gpu", "tpu"), as far as it was measured."""
+    defaults: dict[str, Implementation] = {"cpu": "matmul", "gpu": "mixed"}
+    return defaults.get(backend, "lax")
 
 
 def to_internal(images: Images, impl: Implementation) -> Activations:
@@ -58,11 +61,18 @@ def conv(x: Activations, kernel: Kernel, *, stride: int, padding: str, impl: Imp
     `padding` is "SAME" or "VALID" with the meaning of `lax.conv_general_dilated`. Computes in the type of `x`
     (bfloat16 products accumulate in float32) and returns it.
     """
-    if impl == "matmul":
-        return products.convolution(products.Layer(stride, padding, None), x, _beside(x, kernel), None)
+    if multiply := _as_product(kernel, impl):
+        return multiply(Layer(stride, padding, None), x, _beside(x, kernel), None)
     numbers = ("NHWC", "HWIO", "NHWC")
     kernel = kernel.astype(x.dtype)
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=numbers)
+
+
+def _as_product(kernel: Kernel, impl: Implementation) -> Callable | None:
+    """`products.convolution`, or what is called alike, where `impl` makes this convolution a product."""
+    if impl == "mixed":
+        return windows.convolution if kernel.shape[2] == 1 else None
+    return products.convolution if impl == "matmul" else None
 
 
 def pool(x: Activations, size: int, kind: str) -> Activations:
@@ -96,8 +106,9 @@ def conv_bias_relu_pool(
     impl: Implementation,
 ) -> Activations:
     """`pool(relu(conv(x, kernel) + bias))`: a whole layer without normalisation, in its fastest form."""
-    if impl == "matmul" and (pooling == "max" or pool_size == 1):
-        return products.convolution(products.Layer(stride, padding, pool_size), x, _beside(x, kernel), _beside(x, bias))
+    multiply = _as_product(kernel, impl)
+    if multiply and (pooling == "max" or pool_size == 1):
+        return multiply(Layer(stride, padding, pool_size), x, _beside(x, kernel), _beside(x, bias))
     y = conv(x, kernel, stride=stride, padding=padding, impl=impl)
     return relu_pool(y + per_channel(bias, impl).astype(y.dtype), pool_size, pooling)
 

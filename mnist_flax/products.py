@@ -45,7 +45,7 @@ BatchMinor = Float[Array, "channels height width batch"]
 # Maxima over windows
 
 
-def _largest(candidates: list[Array]) -> tuple[Array, UInt8[Array, "..."]]:
+def largest_of(candidates: list[Array]) -> tuple[Array, UInt8[Array, "..."]]:
     """Elementwise maximum of arrays of one shape, and the index of the first array that has it."""
     largest, index = candidates[0], jnp.zeros_like(candidates[0], jnp.uint8)
     for i, candidate in enumerate(candidates[1:], 1):
@@ -72,11 +72,11 @@ def _into_windows(values: BatchMinor, index: Array, size: int) -> BatchMinor:
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def max_pool(size: int, x: BatchMinor) -> BatchMinor:
     """Maxima over windows of `size` x `size` (axes 1 and 2 in any layout); the first of equal ones has the gradient."""
-    return _largest(_window_elements(x, size))[0]
+    return largest_of(_window_elements(x, size))[0]
 
 
 def _max_pool_fwd(size, x):
-    return _largest(_window_elements(x, size))
+    return largest_of(_window_elements(x, size))
 
 
 def _max_pool_bwd(size, index, gradient):
@@ -316,7 +316,7 @@ def _forward(layer: Layer, x: BatchMinor, kernel: Kernel, bias: Array | None, wi
             largest = y[0]
         else:
             elements = list(y) if plan.side > 1 else _window_elements(y[0], plan.pool_size)
-            largest, which = _largest(elements)
+            largest, which = largest_of(elements)
             largest += bias.astype(y.dtype)[:, None, None, None]
             if index is not None:
                 which = jnp.where(largest > 0, which, plan.pool_size**2)

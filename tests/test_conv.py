@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from mnist_flax import conv, products
 
-IMPLS = ("matmul", "lax")
+IMPLS = ("matmul", "mixed", "lax")
 MATRICES = (((1,), (0,)), ((), ()))  # dimension numbers of a product of matrices, for `lax.dot_general`
 
 
@@ -73,7 +73,7 @@ def separate(x, kernel, bias, impl, options):
 
 
 @st.composite
-def cases(draw):
+def cases(draw, most_channels=4, poolings=("max", "avg")):
     kernel_size = draw(st.integers(1, 7))
     padding = draw(st.sampled_from(["SAME", "VALID"]))
     smallest = 1 if padding == "SAME" else kernel_size
@@ -81,8 +81,8 @@ def cases(draw):
     stride = draw(st.integers(1, 2))
     out = [-(-n // stride) if padding == "SAME" else (n - kernel_size) // stride + 1 for n in (height, width)]
     pool_size = draw(st.integers(1, min(3, *out)))
-    batch, channels, features = draw(st.integers(1, 6)), draw(st.integers(1, 4)), draw(st.integers(1, 5))
-    pooling = draw(st.sampled_from(["max", "avg"]))
+    batch, channels, features = draw(st.integers(1, 6)), draw(st.integers(1, most_channels)), draw(st.integers(1, 5))
+    pooling = draw(st.sampled_from(poolings))
     options = (stride, padding, pool_size, pooling)
     return (batch, height, width, channels), kernel_size, features, options, draw(st.integers(0, 2**31))
 
@@ -149,6 +149,15 @@ def test_lax_agrees_in_float64(function, case):
     assert max(errors(case, function, "lax", jnp.float64)) < 1e-12
 
 
+@pytest.mark.parametrize("function", [layer, separate])
+@examples(max_examples=6)
+@given(case=cases(most_channels=1))
+@example(CUT)
+def test_mixed_agrees_in_float64(function, case):
+    """With one channel; with more it is lax."""
+    assert max(errors(case, function, "mixed", jnp.float64)) < 1e-12
+
+
 @examples(max_examples=3)
 @given(case=cases(), tile_bytes=tile_sizes)
 @example(CLASSIC, 2**22)
@@ -157,12 +166,19 @@ def test_layer_agrees_in_float32(case, tile_bytes):
 
 
 @examples(max_examples=2)
-@given(case=cases(), tile_bytes=tile_sizes)
+@given(case=cases(poolings=("max",)), tile_bytes=tile_sizes)  # before an average the bias is added to what was rounded
 @example(CLASSIC, 1)
 @example(CUT, 2**22)
 def test_layer_agrees_in_bfloat16(case, tile_bytes):
     # Products accumulate in float32: what is left is the rounding of results, 2^-9 each, and of inner gradients.
     assert max(errors(case, layer, "matmul", jnp.bfloat16, tile_bytes)) < 1e-2
+
+
+def test_mixed_agrees_in_bfloat16():
+    # Maxima are of numbers rounded to bfloat16, as in lax: some tie, and another one has the gradient.
+    output, *gradients = errors(CUT, layer, "mixed", jnp.bfloat16)
+    assert output < 1e-2
+    assert max(gradients) < 0.1
 
 
 def test_large_batches_are_tiled_too():
@@ -227,8 +243,10 @@ def test_ties_give_the_first_of_the_largest_the_gradient():
     window = (1, 2, 2, 1)
     theirs = jax.grad(lambda x: lax.reduce_window(x, -jnp.inf, lax.max, window, window, "VALID").sum())(x)
     np.testing.assert_array_equal(theirs[0, :, :, 0], [[0, 1, 1, 0], [0, 0, 0, 0]])
-    ours = jax.grad(lambda x: layer(x, jnp.ones((1, 1, 1, 1)), jnp.ones(1), "matmul", (1, "SAME", 2, "max")).sum())(x)
-    np.testing.assert_array_equal(ours, theirs)
+    one = partial(layer, kernel=jnp.ones((1, 1, 1, 1)), bias=jnp.ones(1), options=(1, "SAME", 2, "max"))
+    for impl in IMPLS:
+        ours = jax.grad(lambda x, impl=impl: one(x, impl=impl).sum())(x)
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_flatten_is_in_nhwc_order():
@@ -237,29 +255,33 @@ def test_flatten_is_in_nhwc_order():
         np.testing.assert_array_equal(conv.flatten(conv.to_internal(x, impl), impl), x.reshape(2, -1))
 
 
-def test_default_is_matrix_products_on_cpu_only():
-    assert [conv.default_impl(b) for b in ("cpu", "gpu", "tpu")] == ["matmul", "lax", "lax"]
+def test_defaults():
+    assert [conv.default_impl(b) for b in ("cpu", "gpu", "tpu")] == ["matmul", "mixed", "lax"]
 
 
 # Inside other transformations
 
 
-def loss(kernel, x, weights, impl="matmul"):
+def loss(impl, kernel, x, weights):
     y = layer(x, kernel, jnp.zeros(kernel.shape[3]), impl, (1, "SAME", 2, "max"))
     return (y.reshape(y.shape[0], -1) * weights).sum()
 
 
-@pytest.fixture
-def problem(monkeypatch):
-    """Kernels of three models, images, weights of the outputs; worked on in several tiles."""
+plain_loss = partial(loss, "lax")
+
+
+@pytest.fixture(params=[("matmul", 2), ("mixed", 1)], ids=lambda param: param[0])
+def problem(request, monkeypatch):
+    """A loss; kernels of three models, images, weights of the outputs; worked on in several tiles."""
     monkeypatch.setattr(products, "TILE_BYTES", 2**12)
+    impl, channels = request.param
     rng = np.random.default_rng(0)
-    shapes = ((3, 3, 3, 2, 4), (5, 8, 6, 2), (5, 48))
-    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    shapes = ((3, 3, 3, channels, 4), (5, 8, 6, channels), (5, 48))
+    return partial(loss, impl), *(rng.standard_normal(shape).astype(np.float32) for shape in shapes)
 
 
 def test_gradient_inside_while_loop(problem):
-    kernels, x, weights = problem
+    loss, kernels, x, weights = problem
 
     def descend(gradient, steps):
         def step(_, k):
@@ -270,24 +292,24 @@ def test_gradient_inside_while_loop(problem):
     actual = jax.jit(partial(descend, jax.grad(loss)))(4)  # a traced count: `while`, not `scan`
     expected = jnp.asarray(kernels[0])
     for _ in range(4):
-        expected -= 0.01 * jax.grad(partial(loss, impl="lax"))(expected, x, weights)
+        expected -= 0.01 * jax.grad(plain_loss)(expected, x, weights)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("transform", ["vmap", "map"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_populations(problem, transform, dtype):
-    kernels, x, weights = problem
-    gradient = jax.grad(lambda k, impl="matmul": loss(k, x.astype(dtype), weights.astype(dtype), impl).astype(float))
+    loss, kernels, x, weights = problem
+    gradient = jax.grad(lambda k, loss=loss: loss(k, x.astype(dtype), weights.astype(dtype)).astype(float))
     each = jax.vmap(gradient) if transform == "vmap" else partial(lax.map, gradient)
-    expected = np.stack([gradient(k, "lax") for k in kernels])
+    expected = np.stack([gradient(k, plain_loss) for k in kernels])
     error = np.linalg.norm(jax.jit(each)(kernels) - expected)
     assert error < (1e-5 if dtype == jnp.float32 else 3e-2) * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_gradient_inside_shard_map(problem, check_vma):
-    (kernel, *_), x, weights = problem
+    loss, (kernel, *_), x, weights = problem
     mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     specs = {"in_specs": (P(), P("batch"), P("batch")), "out_specs": P()}
 
@@ -296,4 +318,4 @@ def test_gradient_inside_shard_map(problem, check_vma):
         return d_kernel if check_vma else lax.psum(d_kernel, "batch")
 
     actual = jax.jit(jax.shard_map(gradient, mesh=mesh, check_vma=check_vma, **specs))(kernel, x, weights)
-    np.testing.assert_allclose(actual, jax.grad(partial(loss, impl="lax"))(kernel, x, weights), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(actual, jax.grad(plain_loss)(kernel, x, weights), rtol=1e-4, atol=1e-4)
