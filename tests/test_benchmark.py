@@ -33,7 +33,8 @@ def test_project_and_plain_flax_run_in_turns(tmp_path, without_mnist):
     for row, project in zip(rows, (rows[0], rows[0], rows[2], rows[2]), strict=True):
         ratios = np.divide(project["images_per_second"], row["images_per_second"])
         assert row["project_over_this"] == pytest.approx(ratios) and len(ratios) == 2
-        assert 0 < row["share_of_peak"] < 1
+        needed = np.median(row["images_per_second"]) * contenders.FLOPS_PER_IMAGE
+        assert row["share_of_peak"] == pytest.approx(needed / row["peak_flops"])  # on a busy machine above 1, at times
         assert 1.5 < row["loss"] < 3.5  # labels are random: ln 10 is the best there is
     assert (tmp_path / "out" / "benchmark.png").read_bytes().startswith(b"\x89PNG")
 
