@@ -216,6 +216,7 @@ def figure_speeds(rows: Sequence[dict], title: str) -> Figure:
         axes.margins(x=0.12)
         axes.set_title(f"{dtype}, batch {batch_size:,}")
         axes.grid(axis="x")
+    all_axes[-1].xaxis.set_major_formatter("{x:,.0f}")
     all_axes[-1].set_xlabel(f"images a second in training, {title}")
     return figure
 

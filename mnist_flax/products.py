@@ -229,14 +229,18 @@ def _patches(plan: _Plan, x: Float[Array, "step step channels h w batch"]) -> li
     return [piece.reshape(-1, height, width, x.shape[5]) for piece in pieces]
 
 
+def in_windows(kernel: Kernel, stride: int, side: int) -> Float[Array, "P P in side_side out"]:
+    """The kernel, copied into zeros to each of the places that it has in a window of `side` x `side` outputs."""
+    pads = [(i * stride, (side - 1 - i) * stride) for i in range(side)]
+    copies = [jnp.pad(kernel, (rows, columns, (0, 0), (0, 0))) for rows in pads for columns in pads]
+    return jnp.stack(copies, 3)
+
+
 def _kernel_matrix(plan: _Plan, kernel: Kernel) -> Float[Array, "taps outputs"]:
     """W: rows in the order of `_patches`, columns [side, side, out]."""
-    shift, n, step = plan.stride, plan.side, plan.step
-    pads = [(i * shift, (n - 1 - i) * shift) for i in range(n)]
-    offsets = [(rows, columns) for rows in pads for columns in pads]
-    copies = jnp.stack([jnp.pad(kernel, (*offset, (0, 0), (0, 0))) for offset in offsets], 3)
+    copies, step = in_windows(kernel, plan.stride, plan.side), plan.step
     shifts = [(i * step, a, j * step, b) for i, a in plan.shifts(0) for j, b in plan.shifts(1)]
-    pieces = [copies[i : i + a, j : j + b].reshape(-1, n * n * kernel.shape[3]) for i, a, j, b in shifts]
+    pieces = [copies[i : i + a, j : j + b].reshape(-1, plan.side**2 * kernel.shape[3]) for i, a, j, b in shifts]
     return jnp.concatenate(pieces)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, UInt8
 
-from mnist_flax.products import Kernel, Layer, largest_of
+from mnist_flax.products import Kernel, Layer, in_windows, largest_of
 
 Images = Float[Array, "batch height width 1"]
 Outputs = Float[Array, "batch height_out width_out out_channels"]
@@ -54,10 +54,8 @@ def _columns(layer: Layer, kernel_size: int, x: Images) -> Float[Array, "batch h
 
 def _matrix(layer: Layer, kernel: Kernel, bias: Float[Array, " out"] | None) -> Float[Array, "rows_of_w p_p out"]:
     """W, linear in kernel and bias."""
-    shift, n = layer.stride, layer.pool_size or 1
-    pads = [(i * shift, (n - 1 - i) * shift) for i in range(n)]
-    copies = [jnp.pad(kernel[:, :, 0], (rows, columns, (0, 0))) for rows in pads for columns in pads]
-    matrix = jnp.stack(copies, 2).reshape(-1, n * n, kernel.shape[3])
+    copies = in_windows(kernel, layer.stride, layer.pool_size or 1)
+    matrix = copies.reshape(-1, *copies.shape[3:])
     last = jnp.zeros_like(matrix[:1]) if bias is None else jnp.broadcast_to(bias, (1, *matrix.shape[1:]))
     matrix = jnp.concatenate([matrix, last])
     return jnp.pad(matrix, ((0, -len(matrix) % _ALIGNMENT), (0, 0), (0, 0)))

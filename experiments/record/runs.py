@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -95,7 +96,13 @@ def _start(training: Training, stage: str, share: set[int]) -> subprocess.Popen:
     training.directory.parent.mkdir(parents=True, exist_ok=True)
     with training.log.open("a") as log, cores.bound(share):
         # In a session of its own: Ctrl-C reaches this process alone, which then asks each run once to stop.
-        return subprocess.Popen(training.command(stage), stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            training.command(stage),
+            env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # several may share a GPU
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def _core_shares(processes: int) -> list[set[int]]:
