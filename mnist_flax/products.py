@@ -23,7 +23,7 @@ in a loop, so that what is written, multiplied and read back stays within the pr
 *Memory.* The backward pass keeps the input and, for a maximum, one byte an output: which element of its
 window was the largest, or p p where relu stopped it. Patches are made again.
 
-*bfloat16* runs on the processor's bfloat16 units only as [m,k] x [k,n] of row-major operands accumulated in
+*bfloat16* runs on the processor's bfloat16 units only as a b or a b^T of row-major operands accumulated in
 float32. XLA folds transposes into products, which makes other forms; `_apart` prevents that. It also moves
 bfloat16 through float32, so what is only moved is moved as 16-bit integers.
 """
@@ -112,11 +112,6 @@ def _apart(function: Callable[..., Array], *operands: Array) -> Array:
     return lax.cond(always, function, lambda *_: jnp.zeros_like(first, result.dtype, result.shape), *operands)
 
 
-def _transposed(a: Float[Array, "m n"]) -> Float[Array, "n m"]:
-    """The transpose as an array of its own: a branch that returns a vector has no choice of its layout."""
-    return _apart(lambda a: _numbers(_bits(a).T.reshape(-1), a.dtype), a).reshape(a.shape[::-1])
-
-
 def _fast(a: Float[Array, "m n"], dtype: Any = None) -> Float[Array, "m n"]:
     """An operand or (as `dtype`) a result of `_product`, in bfloat16 as a row-major array of its own."""
     dtype = dtype or a.dtype
@@ -126,13 +121,21 @@ def _fast(a: Float[Array, "m n"], dtype: Any = None) -> Float[Array, "m n"]:
 
 
 def _fast_transposed(a: Float[Array, "m n"]) -> Float[Array, "n m"]:
-    """The transpose of an operand, likewise."""
-    return _transposed(a) if a.dtype == jnp.bfloat16 else a.T
+    """The transpose of an operand, likewise: a branch that returns a vector has no choice of its layout."""
+    if a.dtype != jnp.bfloat16:
+        return a.T
+    return _apart(lambda a: _numbers(_bits(a).T.reshape(-1), a.dtype), a).reshape(a.shape[::-1])
 
 
 def _product(a: Float[Array, "m k"], b: Float[Array, "k n"]) -> Float[Array, "m n"]:
     """a b, accumulated and returned in float32 at least."""
     return jnp.matmul(a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
+
+
+def _product_with_transposed(a: Float[Array, "m k"], b: Float[Array, "n k"]) -> Float[Array, "m n"]:
+    """a b^T, likewise; b is transposed while it is packed for the product, so that it should be the smaller one."""
+    wide = jnp.promote_types(a.dtype, jnp.float32)
+    return lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=wide)
 
 
 @jax.custom_vjp
@@ -152,8 +155,9 @@ def _dense_fwd(x, kernel):
 
 def _dense_bwd(residuals, gradient):
     x, kernel = residuals
-    d_x = _fast(_product(kernel, _fast(gradient.T)), x.dtype).T
-    return d_x, _product(_fast(x.T), _fast(gradient)).astype(kernel.dtype)
+    gradient = _fast(gradient.T)
+    d_x = _fast(_product(kernel, gradient), x.dtype).T
+    return d_x, _product_with_transposed(_fast(x.T), gradient).astype(kernel.dtype)
 
 
 dense.defvjp(_dense_fwd, _dense_bwd)
@@ -353,8 +357,7 @@ def _convolution_bwd(layer, residuals, gradient):
     matrix = to_matrix(kernel).astype(x.dtype)
     rows = _sort(plan, _bits(x))
     taps, outputs = matrix.shape
-    # In bfloat16 dW = C dY^T takes a transpose of either; of C, the product gives dW^T.
-    swap = x.dtype == jnp.bfloat16 and taps < outputs
+    swap = taps < outputs  # dW^T = dY C^T, so that the smaller one is transposed
 
     def body(start, carry):
         d_matrix, d_rows, columns = carry
@@ -365,10 +368,7 @@ def _convolution_bwd(layer, residuals, gradient):
             d_y = _apart(partial(_spread, plan), d_y, which)
         d_y = d_y.reshape(outputs, -1)
         c = _numbers(columns.reshape(taps, -1), x.dtype)
-        if swap:
-            d_matrix += _product(d_y, _transposed(c))
-        else:
-            d_matrix += _product(c, _fast_transposed(d_y))
+        d_matrix += _product_with_transposed(*((d_y, c) if swap else (c, d_y)))
         d_columns = _product(matrix, d_y).reshape(columns.shape)
         before = _read(d_rows, start, (columns.shape[1] + len(plan.shifts(0)) - 1, columns.shape[3]))
         _, add_up = jax.vjp(lambda x: jnp.concatenate(_patches(plan, x)), before)
@@ -378,7 +378,7 @@ def _convolution_bwd(layer, residuals, gradient):
     d_matrix = jnp.zeros_like(gradient, wide, (outputs, taps) if swap else (taps, outputs))
     carry = (d_matrix, jnp.zeros_like(rows, wide), _scratch(plan, rows))
     d_matrix, d_rows, _ = _over_tiles(plan, gradient.shape[3], body, carry)
-    d_matrix = _transposed(d_matrix) if swap else d_matrix
+    d_matrix = d_matrix.T if swap else d_matrix
     (d_kernel,) = jax.linear_transpose(to_matrix, kernel)(d_matrix.astype(kernel.dtype))
     (d_x,) = jax.linear_transpose(partial(_sort, plan), x.astype(wide))(d_rows)
     d_bias = None
