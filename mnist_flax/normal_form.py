@@ -35,7 +35,7 @@ def centred(digit: Shaped[np.ndarray, "height width"]) -> Shaped[np.ndarray, "28
     padding = []
     for axis, length in enumerate(digit.shape):
         profile = digit.sum(axis=1 - axis, dtype=np.float64)
-        centre = profile @ np.arange(length) / profile.sum()
+        centre = float(profile @ np.arange(length) / profile.sum())
         before = int(np.clip(round(SIZE / 2 - centre), 0, SIZE - length))
         padding.append((before, SIZE - length - before))
     return np.pad(digit, padding)
