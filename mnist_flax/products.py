@@ -142,7 +142,7 @@ def _product_with_transposed(a: Float[Array, "m k"], b: Float[Array, "n k"]) -> 
 def dense(x: Float[Array, "batch in"], kernel: Matrix) -> Float[Array, "batch out"]:
     """`x @ kernel`, of which x or the kernel is transposed, the smaller one: what convolutions leave is batch-minor.
 
-    Of that, the gradients, kernel d_y^T and x^T d_y, need no transpose but that of d_y.
+    With a batch-minor d_y too, its gradients, kernel d_y^T and x^T d_y, need no transpose.
     """
     if len(x) < kernel.shape[1]:
         return _product(_fast_transposed(x.T), kernel).astype(x.dtype)
