@@ -17,12 +17,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mnist_flax import products, windows
+from mnist_flax import norm, products, windows
+from mnist_flax.pooling import max_pool, relu_max_pool
 from mnist_flax.products import Kernel, Layer, Matrix
 
 Implementation = Literal["matmul", "mixed", "lax"]
 Images = Float[Array, "batch height width channels"]
 Activations = Float[Array, "..."]  # in the layout of an implementation: see `to_internal`
+Channels = Float[Array, " channels"]
 
 CHANNEL_AXIS: dict[str, int] = {"matmul": 0, "mixed": 3, "lax": 3}
 
@@ -50,7 +52,7 @@ def flatten(x: Activations, impl: Implementation) -> Float[Array, "batch feature
     return x.reshape(x.shape[0], -1)
 
 
-def per_channel(values: Float[Array, " channels"], impl: Implementation) -> Activations:
+def per_channel(values: Channels, impl: Implementation) -> Activations:
     """A vector over channels, shaped to broadcast against activations."""
     return values.reshape(-1, 1, 1, 1) if impl == "matmul" else values
 
@@ -75,23 +77,54 @@ def _as_product(kernel: Kernel, impl: Implementation) -> Callable | None:
     return products.convolution if impl == "matmul" else None
 
 
-def pool(x: Activations, size: int, kind: str) -> Activations:
-    """Pools windows of `size` x `size` that do not overlap; what is beyond the last whole window is left out.
+def relu_pool(x: Activations, size: int, kind: str, impl: Implementation) -> Activations:
+    """`relu(x)` pooled: windows of `size` x `size` do not overlap, and what is beyond the last whole one is left out.
 
     `kind` is "max" or "avg". The gradient of a maximum goes to the first of equal values, as in `lax`.
     """
-    if size == 1:
-        return x
     height, width = x.shape[1] // size, x.shape[2] // size
     x = x[:, : height * size, : width * size]
+    if kind == "max" and impl == "matmul":
+        return relu_max_pool(size, x)
     if kind == "max":
-        return products.max_pool(size, x)
-    return x.reshape(x.shape[0], height, size, width, size, x.shape[3]).mean((2, 4))
+        return jax.nn.relu(max_pool(size, x))  # the same as maxima of relu, and cheaper
+    return jax.nn.relu(x).reshape(x.shape[0], height, size, width, size, x.shape[3]).mean((2, 4))
 
 
-def relu_pool(x: Activations, size: int, kind: str) -> Activations:
-    """`pool(relu(x))`; maxima commute with relu, which is cheaper after them."""
-    return jax.nn.relu(pool(x, size, kind)) if kind == "max" else pool(jax.nn.relu(x), size, kind)
+def batch_norm(
+    x: Activations, scale: Channels, bias: Channels, epsilon: float, *, batch_axis: str | None, impl: Implementation
+) -> tuple[Activations, Channels, Channels]:
+    """Batch norm (Ioffe and Szegedy 2015) with the statistics of this batch; gives its mean and variance besides.
+
+    They are over examples, height, width and the devices of `batch_axis`, in float32 at least, and no gradient flows
+    through them but to the normalised `x`, which has the type of `x`. The variance is the mean square less the squared
+    mean, as in Flax.
+    """
+    if impl == "matmul":
+        y, *statistics = norm.batch_norm(epsilon, batch_axis, x, _beside(x, scale), _beside(x, bias))
+        mean, variance = lax.stop_gradient(statistics)
+        return y, mean, variance
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    means = wide.mean((0, 1, 2)), (wide**2).mean((0, 1, 2))
+    mean, square = means if batch_axis is None else lax.pmean(means, batch_axis)
+    variance = jnp.maximum(square - mean**2, 0)
+    y = normalize(x, mean, variance, scale, bias, epsilon, impl=impl)
+    return y, *lax.stop_gradient((mean, variance))
+
+
+def normalize(
+    x: Activations,
+    mean: Channels,
+    variance: Channels,
+    scale: Channels,
+    bias: Channels,
+    epsilon: float,
+    *,
+    impl: Implementation,
+) -> Activations:
+    """`scale (x - mean) / sqrt(variance + epsilon) + bias` by channel, in the type of `x`."""
+    mean, factor, bias = (per_channel(v, impl) for v in (mean, scale * lax.rsqrt(variance + epsilon), bias))
+    return ((x - mean) * factor + bias).astype(x.dtype)
 
 
 def conv_bias_relu_pool(
@@ -110,7 +143,7 @@ def conv_bias_relu_pool(
     if multiply and (pooling == "max" or pool_size == 1):
         return multiply(Layer(stride, padding, pool_size), x, _beside(x, kernel), _beside(x, bias))
     y = conv(x, kernel, stride=stride, padding=padding, impl=impl)
-    return relu_pool(y + per_channel(bias, impl).astype(y.dtype), pool_size, pooling)
+    return relu_pool(y + per_channel(bias, impl).astype(y.dtype), pool_size, pooling, impl)
 
 
 def dense(

@@ -74,8 +74,8 @@ class CNN(nn.Module):
             if self.batch_norm:
                 x = conv.conv(x, kernel, **window)
                 self.sow("intermediates", f"conv{i}", x)  # nothing, unless debug.py asks
-                x = self._norm(f"norm{i}", train, channel_axis, self.compute_dtype)(x)
-                x = conv.relu_pool(x, pool_size, self.pooling)
+                x = BatchNorm(self.batch_norm_momentum, self.batch_axis, self.impl, name=f"norm{i}")(x, train)
+                x = conv.relu_pool(x, pool_size, self.pooling, self.impl)
             else:
                 bias = self.param(f"conv{i}_bias", nn.initializers.zeros, (features,))
                 x = conv.conv_bias_relu_pool(x, kernel, bias, pool_size=pool_size, pooling=self.pooling, **window)
@@ -88,17 +88,34 @@ class CNN(nn.Module):
             x = nn.relu(dense(features, kernel_init=_he_normal, name=f"dense{i}")(x))
             x = dropout(x, self.dropout_rate, 0)
         x = dense(self.num_classes, dtype=jnp.float32, name="logits")(x)  # bfloat16 would decide near ties
-        return self._norm("logits_norm", train, -1, jnp.float32)(x) if self.logits_batch_norm else x
+        if self.logits_batch_norm:
+            axis_name = self.batch_axis if train else None
+            norm = nn.BatchNorm(not train, momentum=self.batch_norm_momentum, axis_name=axis_name, name="logits_norm")
+            x = norm(x)
+        return x
 
-    def _norm(self, name: str, train: bool, axis: int, dtype: Any) -> nn.BatchNorm:
-        return nn.BatchNorm(
-            use_running_average=not train,
-            momentum=self.batch_norm_momentum,
-            axis=axis,
-            axis_name=self.batch_axis if train else None,
-            dtype=dtype,
-            name=name,
-        )
+
+class BatchNorm(nn.Module):
+    """`nn.BatchNorm` of a convolution's output, computed by `conv.py`; the variables have the same names."""
+
+    momentum: Any
+    batch_axis: str | None
+    impl: conv.Implementation
+
+    @nn.compact
+    def __call__(self, x: conv.Activations, train: bool) -> conv.Activations:
+        shape = (x.shape[conv.CHANNEL_AXIS[self.impl]],)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        variance = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        epsilon = nn.BatchNorm.epsilon
+        if not train:
+            return conv.normalize(x, mean.value, variance.value, scale, bias, epsilon, impl=self.impl)
+        x, *now = conv.batch_norm(x, scale, bias, epsilon, batch_axis=self.batch_axis, impl=self.impl)
+        for average, value in zip((mean, variance), now, strict=True):
+            average.value = self.momentum * average.value + (1 - self.momentum) * value
+        return x
 
 
 class Ensemble(NamedTuple):

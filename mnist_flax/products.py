@@ -24,8 +24,7 @@ in a loop, so that what is written, multiplied and read back stays within the pr
 window was the largest, or p p where relu stopped it. Patches are made again.
 
 *bfloat16* runs on the processor's bfloat16 units only as a b or a b^T of row-major operands accumulated in
-float32. XLA folds transposes into products, which makes other forms; `_apart` prevents that. It also moves
-bfloat16 through float32, so what is only moved is moved as 16-bit integers.
+float32. XLA folds transposes into products, which makes other forms; `apart` prevents that.
 """
 
 from collections.abc import Callable
@@ -37,79 +36,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, UInt8
 
+from mnist_flax.pooling import into_windows, largest_of, window_elements
+from mnist_flax.xla_cpu import apart, as_bits, as_numbers
+
 Matrix = Float[Array, "in out"]
 Kernel = Float[Array, "kernel_height kernel_width in_channels out_channels"]
 BatchMinor = Float[Array, "channels height width batch"]
 
 
-# Maxima over windows
-
-
-def largest_of(candidates: list[Array]) -> tuple[Array, UInt8[Array, "..."]]:
-    """Elementwise maximum of arrays of one shape, and the index of the first array that has it."""
-    largest, index = candidates[0], jnp.zeros_like(candidates[0], jnp.uint8)
-    for i, candidate in enumerate(candidates[1:], 1):
-        index = jnp.where(candidate > largest, jnp.uint8(i), index)
-        largest = jnp.maximum(largest, candidate)
-    return largest, index
-
-
-def _window_elements(x: BatchMinor, size: int) -> list[Array]:
-    """Element (i, j) of every window of `size` x `size`, for all (i, j) in row order."""
-    height, width = x.shape[1] // size, x.shape[2] // size
-    windows = x.reshape(x.shape[0], height, size, width, size, x.shape[3])
-    return [windows[:, :, i, :, j] for i in range(size) for j in range(size)]
-
-
-def _into_windows(values: BatchMinor, index: Array, size: int) -> BatchMinor:
-    """The transpose of a maximum over windows: each value at the element that `index` names, 0 elsewhere."""
-    a, height, width, b = values.shape
-    element = jnp.arange(size * size, dtype=index.dtype).reshape(size, 1, size, 1)
-    windows = jnp.where(index[:, :, None, :, None] == element, values[:, :, None, :, None], 0)
-    return windows.reshape(a, height * size, width * size, b)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def max_pool(size: int, x: BatchMinor) -> BatchMinor:
-    """Maxima over windows of `size` x `size` (axes 1 and 2 in any layout); the first of equal ones has the gradient."""
-    return largest_of(_window_elements(x, size))[0]
-
-
-def _max_pool_fwd(size, x):
-    return largest_of(_window_elements(x, size))
-
-
-def _max_pool_bwd(size, index, gradient):
-    return (_into_windows(gradient, index, size),)
-
-
-max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
-
-
 # Products
-
-
-def _bits(x: Array) -> Array:
-    """16-bit numbers as integers, to be moved; others as they are."""
-    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype.itemsize == 2 else x
-
-
-def _numbers(bits: Array, dtype: Any) -> Array:
-    """The inverse of `_bits`."""
-    return lax.bitcast_convert_type(bits, dtype) if bits.dtype != dtype else bits
-
-
-def _apart(function: Callable[..., Array], *operands: Array) -> Array:
-    """`function(*operands)` as an array of its own, never computed again or folded into what uses it.
-
-    XLA neither moves operations out of a branch nor knows that this one is always taken (half an integer is
-    more than the smallest integer). Fused with a reshape, a loop divides indices for every number; here it does not.
-    """
-    first = operands[0]
-    integer = jnp.int16 if first.dtype.itemsize == 2 else jnp.int32
-    always = lax.bitcast_convert_type(first[(0,) * first.ndim], integer).ravel()[0] >> 1 > jnp.iinfo(integer).min
-    result = jax.eval_shape(function, *operands)
-    return lax.cond(always, function, lambda *_: jnp.zeros_like(first, result.dtype, result.shape), *operands)
 
 
 def _fast(a: Float[Array, "m n"], dtype: Any = None) -> Float[Array, "m n"]:
@@ -117,14 +52,14 @@ def _fast(a: Float[Array, "m n"], dtype: Any = None) -> Float[Array, "m n"]:
     dtype = dtype or a.dtype
     if dtype != jnp.bfloat16:
         return a.astype(dtype)
-    return _apart(lambda a: _numbers(_bits(a.astype(dtype)).reshape(-1), dtype), a).reshape(a.shape)
+    return apart(lambda a: as_numbers(as_bits(a.astype(dtype)).reshape(-1), dtype), a).reshape(a.shape)
 
 
 def _fast_transposed(a: Float[Array, "m n"]) -> Float[Array, "n m"]:
     """The transpose of an operand, likewise: a branch that returns a vector has no choice of its layout."""
     if a.dtype != jnp.bfloat16:
         return a.T
-    return _apart(lambda a: _numbers(_bits(a).T.reshape(-1), a.dtype), a).reshape(a.shape[::-1])
+    return apart(lambda a: as_numbers(as_bits(a).T.reshape(-1), a.dtype), a).reshape(a.shape[::-1])
 
 
 def _product(a: Float[Array, "m k"], b: Float[Array, "k n"]) -> Float[Array, "m n"]:
@@ -298,11 +233,10 @@ def _pooled(plan: _Plan, pair: tuple[Any, Any]) -> tuple[Any, Any]:
 
 def _spread(plan: _Plan, gradient: BatchMinor, index: UInt8[Array, "..."]) -> Array:
     """Gradient of what the product gave, [side^2, features, rows, width, batch], from that of the windows' maxima."""
-    bits = _bits(gradient)
     if plan.side == 1:
-        return _numbers(_into_windows(bits, index, plan.pool_size), gradient.dtype)
+        return into_windows(gradient, index, plan.pool_size)
     element = jnp.arange(plan.side**2, dtype=index.dtype).reshape(-1, 1, 1, 1, 1)
-    return _numbers(jnp.where(index == element, bits, 0), gradient.dtype)
+    return jnp.where(index == element, gradient, 0)
 
 
 # Convolutions as products: forward and backward
@@ -313,30 +247,30 @@ def _forward(layer: Layer, x: BatchMinor, kernel: Kernel, bias: Array | None, wi
     features, batch = kernel.shape[3], x.shape[3]
     matrix = _kernel_matrix(plan, kernel).astype(x.dtype)
     matrix = _fast_transposed(matrix)
-    rows = _sort(plan, _bits(x))
+    rows = _sort(plan, as_bits(x))
 
     def body(start, carry):
         out, index, columns = carry
         columns = _columns(plan, rows, start, columns)
-        y = _product(matrix, _numbers(columns.reshape(columns.shape[0], -1), x.dtype))
+        y = _product(matrix, as_numbers(columns.reshape(columns.shape[0], -1), x.dtype))
         y = y.reshape(plan.side**2, features, *columns.shape[1:])
         if bias is None:
             largest = y[0]
         else:
-            elements = list(y) if plan.side > 1 else _window_elements(y[0], plan.pool_size)
+            elements = list(y) if plan.side > 1 else window_elements(y[0], plan.pool_size)
             largest, which = largest_of(elements)
             largest += bias.astype(y.dtype)[:, None, None, None]
             if index is not None:
                 which = jnp.where(largest > 0, which, plan.pool_size**2)
                 index = _write(index, which, _pooled(plan, start))
             largest = jnp.maximum(largest, 0)
-        return _write(out, _bits(largest.astype(x.dtype)), _pooled(plan, start)), index, columns
+        return _write(out, as_bits(largest.astype(x.dtype)), _pooled(plan, start)), index, columns
 
     shape = (features, *(n * plan.side // plan.pool_size for n in plan.patches), batch)
     index = jnp.zeros_like(x, jnp.uint8, shape) if with_index else None
     carry = (jnp.zeros_like(rows, shape=shape), index, _scratch(plan, rows))
     out, index, _ = _over_tiles(plan, batch, body, carry)
-    return _numbers(out, x.dtype), index
+    return as_numbers(out, x.dtype), index
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -355,19 +289,21 @@ def _convolution_bwd(layer, residuals, gradient):
     plan = _plan(layer, x.shape, x.dtype, kernel.shape)
     to_matrix = partial(_kernel_matrix, plan)
     matrix = to_matrix(kernel).astype(x.dtype)
-    rows = _sort(plan, _bits(x))
+    rows = _sort(plan, as_bits(x))
     taps, outputs = matrix.shape
     swap = taps < outputs  # dW^T = dY C^T, so that the smaller one is transposed
 
     def body(start, carry):
         d_matrix, d_rows, columns = carry
         columns = _columns(plan, rows, start, columns)
-        d_y = _read(gradient, _pooled(plan, start), _pooled(plan, plan.tile))
-        if index is not None:
+        d_y = _read(as_bits(gradient), _pooled(plan, start), _pooled(plan, plan.tile))
+        if index is None:
+            d_y = apart(lambda d_y: d_y, d_y)
+        else:
             which = _read(index, _pooled(plan, start), _pooled(plan, plan.tile))
-            d_y = _apart(partial(_spread, plan), d_y, which)
-        d_y = d_y.reshape(outputs, -1)
-        c = _numbers(columns.reshape(taps, -1), x.dtype)
+            d_y = apart(partial(_spread, plan), d_y, which)
+        d_y = as_numbers(d_y, x.dtype).reshape(outputs, -1)
+        c = as_numbers(columns.reshape(taps, -1), x.dtype)
         d_matrix += _product_with_transposed(*((d_y, c) if swap else (c, d_y)))
         d_columns = _product(matrix, d_y).reshape(columns.shape)
         before = _read(d_rows, start, (columns.shape[1] + len(plan.shifts(0)) - 1, columns.shape[3]))

@@ -20,7 +20,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, UInt8
 
-from mnist_flax.products import Kernel, Layer, in_windows, largest_of
+from mnist_flax.pooling import largest_of
+from mnist_flax.products import Kernel, Layer, in_windows
 
 Images = Float[Array, "batch height width 1"]
 Outputs = Float[Array, "batch height_out width_out out_channels"]

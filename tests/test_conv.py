@@ -69,7 +69,7 @@ def separate(x, kernel, bias, impl, options):
     stride, padding, pool_size, pooling = options
     y = conv.conv(conv.to_internal(x, impl), kernel, stride=stride, padding=padding, impl=impl)
     y = y + conv.per_channel(bias, impl).astype(y.dtype)
-    return conv.from_internal(conv.relu_pool(y, pool_size, pooling), impl)
+    return conv.from_internal(conv.relu_pool(y, pool_size, pooling, impl), impl)
 
 
 @st.composite
@@ -237,9 +237,9 @@ def test_dense_agrees(batch, dtype, tolerance):
 
 
 def test_ties_give_the_first_of_the_largest_the_gradient():
-    x = jnp.asarray([[1.0, 3.0, 0.0, 0.0], [3.0, 3.0, 0.0, 0.0]])[None, :, :, None]
+    x = jnp.asarray([[1.0, 3.0, 2.0, 2.0], [3.0, 3.0, 2.0, 2.0]])[None, :, :, None]
     for impl in IMPLS:
-        gradient = jax.grad(lambda x, impl=impl: conv.pool(conv.to_internal(x, impl), 2, "max").sum())(x)
+        gradient = jax.grad(lambda x, impl=impl: conv.relu_pool(conv.to_internal(x, impl), 2, "max", impl).sum())(x)
         np.testing.assert_array_equal(gradient[0, :, :, 0], [[0, 1, 1, 0], [0, 0, 0, 0]])
     # So does lax's own pooling, and a whole layer.
     window = (1, 2, 2, 1)
