@@ -231,8 +231,15 @@ def _pooled(plan: _Plan, pair: tuple[Any, Any]) -> tuple[Any, Any]:
     return pair[0] * plan.side // plan.pool_size, pair[1]
 
 
-def _spread(plan: _Plan, gradient: BatchMinor, index: UInt8[Array, "..."]) -> Array:
-    """Gradient of what the product gave, [side^2, features, rows, width, batch], from that of the windows' maxima."""
+def _tile_gradient(plan: _Plan, start: tuple[Any, Any], gradient: BatchMinor, *index: UInt8[Array, "..."]) -> Array:
+    """Gradient of what a tile's product gave, [side^2, features, rows, width, examples], from that of the output.
+
+    The output is that of the product, or with an `index` its maxima over windows.
+    """
+    gradient, *index = (_read(array, _pooled(plan, start), _pooled(plan, plan.tile)) for array in (gradient, *index))
+    if not index:
+        return gradient
+    (index,) = index
     if plan.side == 1:
         return into_windows(gradient, index, plan.pool_size)
     element = jnp.arange(plan.side**2, dtype=index.dtype).reshape(-1, 1, 1, 1, 1)
@@ -296,12 +303,7 @@ def _convolution_bwd(layer, residuals, gradient):
     def body(start, carry):
         d_matrix, d_rows, columns = carry
         columns = _columns(plan, rows, start, columns)
-        d_y = _read(as_bits(gradient), _pooled(plan, start), _pooled(plan, plan.tile))
-        if index is None:
-            d_y = apart(lambda d_y: d_y, d_y)
-        else:
-            which = _read(index, _pooled(plan, start), _pooled(plan, plan.tile))
-            d_y = apart(partial(_spread, plan), d_y, which)
+        d_y = apart(partial(_tile_gradient, plan, start), as_bits(gradient), *([] if index is None else [index]))
         d_y = as_numbers(d_y, x.dtype).reshape(outputs, -1)
         c = as_numbers(columns.reshape(taps, -1), x.dtype)
         d_matrix += _product_with_transposed(*((d_y, c) if swap else (c, d_y)))
