@@ -3,13 +3,14 @@
     pip install '.[peers]'
     python -m experiments.benchmark [--peers=torch,keras,flax] [--batch=128,1024] [--dtype=bfloat16,float32] [--out=DIR]
 
-The network is that of `configs/classic.py`; batches, their order and the optimizer are the same for all. Every
-contender (`experiments/contenders/`) is a process of its own that waits while it is not asked. All first train
-`--check_steps` steps, which warms them up, and of whose last quarter the loss is shown: all should learn alike. Then
-they take turns, in `--rounds` rounds: a burst of about `--seconds` each, forwards in one round, backwards in the next.
-The project is compared with a peer of the same type within each round. Peaks are those of large matrix products,
-measured in the same rounds; the share is of the products that the network needs, and no other work. Before each round
-it is measured how far apart the first two cores are, which a virtual machine changes at times.
+The network is that of `configs/classic.py`, with `--batch_norm` after each convolution too; batches, their order and
+the optimizer are the same for all. Every contender (`experiments/contenders/`) is a process of its own that waits while
+it is not asked. All first train `--check_steps` steps, which warms them up, and of whose last quarter the loss is
+shown: all should learn alike. Then they take turns, in `--rounds` rounds: a burst of about `--seconds` each, forwards
+in one round, backwards in the next. The project is compared with a peer of the same type within each round. Peaks are
+those of large matrix products, measured in the same rounds; the share is of the products that the network needs, and no
+other work. Before each round it is measured how far apart the first two cores are, which a virtual machine changes at
+times.
 
 Writes `benchmark.json` and `benchmark.png` to `--out`. On a GPU the same command runs (with --batch=128,1024,8192).
 """
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 _PEERS = flags.DEFINE_list("peers", ["torch", "keras", "flax"], "whom to compare the project with")
 _BATCH = flags.DEFINE_list("batch", ["128"], "batch sizes")
 _DTYPE = flags.DEFINE_list("dtype", ["bfloat16", "float32"], "types of products and activations")
+_BATCH_NORM = flags.DEFINE_boolean("batch_norm", False, "batch norm after each convolution, in all networks")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "times that every contender has its turn", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 1.0, "of a burst", lower_bound=0.01)
 _CHECK_STEPS = flags.DEFINE_integer("check_steps", 64, "steps of warm-up, after which losses are compared", 4 * STEPS)
@@ -65,15 +67,16 @@ _EXAMPLES = 55_000  # of random data: as many as MNIST leaves for training
 class Contender:
     """A contender's process: it computes while it is asked, and only then."""
 
-    def __init__(self, name: str, dtype: str, batch_size: int, examples: Path):
+    def __init__(self, name: str, dtype: str, batch_size: int, examples: Path, batch_norm: bool = False):
         self.name, self.dtype, self.batch_size = name, dtype, batch_size
         self.rates: list[float] = []  # images a second, one a round
         self.peaks: list[float] = []  # of products, in floating-point operations a second, one a round
         self.steps = STEPS  # in a burst
         self.loss = self.idle_cpu_seconds = 0.0
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        arguments = [name, dtype, str(batch_size), str(examples), *(["batch_norm"] if batch_norm else [])]
         process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.contenders", name, dtype, str(batch_size), str(examples)],
+            [sys.executable, "-m", "experiments.contenders", *arguments],
             cwd=_ROOT,
             env=os.environ | ENVIRONMENT | (TORCH_ENVIRONMENT if name == "torch" else {}),
             stdin=subprocess.PIPE,
@@ -132,7 +135,8 @@ def compare(
     names: Sequence[str], dtypes: Sequence[str], batch_size: int, examples: Path
 ) -> tuple[list[dict], list[float]]:
     """Results of one batch size: a row for each contender and type, the project's first, and the cores' distances."""
-    contenders = [Contender(name, dtype, batch_size, examples) for dtype in dtypes for name in names]
+    norm = _BATCH_NORM.value
+    contenders = [Contender(name, dtype, batch_size, examples, norm) for dtype in dtypes for name in names]
     try:
         descriptions = [contender.answer()["description"] for contender in contenders]  # once it is ready
         for contender in contenders:
@@ -253,6 +257,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise cli.UserError(f"{argv[1]!r} is no flag: see --help")
     split, kind = _examples()
+    if _BATCH_NORM.value:
+        kind = f"with batch norm, {kind}"
     check(_PEERS.value, _DTYPE.value, _BATCH.value, len(split.labels))
     out = Path(_OUT.value or run.new_directory("benchmark"))
     out.mkdir(parents=True, exist_ok=True)

@@ -231,15 +231,18 @@ def _pooled(plan: _Plan, pair: tuple[Any, Any]) -> tuple[Any, Any]:
     return pair[0] * plan.side // plan.pool_size, pair[1]
 
 
-def _tile_gradient(plan: _Plan, start: tuple[Any, Any], gradient: BatchMinor, *index: UInt8[Array, "..."]) -> Array:
+def _tile_gradient(
+    plan: _Plan, start: tuple[Any, Any], gradient: BatchMinor, index: UInt8[Array, "..."] | None = None
+) -> Array:
     """Gradient of what a tile's product gave, [side^2, features, rows, width, examples], from that of the output.
 
     The output is that of the product, or with an `index` its maxima over windows.
     """
-    gradient, *index = (_read(array, _pooled(plan, start), _pooled(plan, plan.tile)) for array in (gradient, *index))
-    if not index:
+    place = _pooled(plan, start), _pooled(plan, plan.tile)
+    gradient = _read(gradient, *place)
+    if index is None:
         return gradient
-    (index,) = index
+    index = _read(index, *place)
     if plan.side == 1:
         return into_windows(gradient, index, plan.pool_size)
     element = jnp.arange(plan.side**2, dtype=index.dtype).reshape(-1, 1, 1, 1, 1)
@@ -299,12 +302,12 @@ def _convolution_bwd(layer, residuals, gradient):
     rows = _sort(plan, as_bits(x))
     taps, outputs = matrix.shape
     swap = taps < outputs  # dW^T = dY C^T, so that the smaller one is transposed
+    d_output = [as_bits(gradient)] if index is None else [as_bits(gradient), index]
 
     def body(start, carry):
         d_matrix, d_rows, columns = carry
         columns = _columns(plan, rows, start, columns)
-        d_y = apart(partial(_tile_gradient, plan, start), as_bits(gradient), *([] if index is None else [index]))
-        d_y = as_numbers(d_y, x.dtype).reshape(outputs, -1)
+        d_y = as_numbers(apart(partial(_tile_gradient, plan, start), *d_output), x.dtype).reshape(outputs, -1)
         c = as_numbers(columns.reshape(taps, -1), x.dtype)
         d_matrix += _product_with_transposed(*((d_y, c) if swap else (c, d_y)))
         d_columns = _product(matrix, d_y).reshape(columns.shape)

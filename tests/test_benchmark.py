@@ -20,10 +20,12 @@ def without_mnist(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
 
 
-def test_project_and_plain_flax_run_in_turns(tmp_path, without_mnist):
+@pytest.mark.parametrize("norm", [(), ("--batch_norm",)], ids=["plain", "batch_norm"])
+def test_project_and_plain_flax_run_in_turns(tmp_path, without_mnist, norm):
     short = ("--peers=flax", "--dtype=float32", "--batch=16,32", "--rounds=2", "--seconds=0.01", "--check_steps=32")
-    out = command(COMMAND, *short, f"--out={tmp_path / 'out'}").stdout
+    out = command(COMMAND, *short, *norm, f"--out={tmp_path / 'out'}").stdout
     assert "random images" in out and "plain Flax" in out and "TFLOP/s" in out
+    assert ("with batch norm" in out) == bool(norm)
     results = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     rows = results["rows"]
     assert len(results["exchange_seconds"]) == (4 if cores.CAN_BIND and len(cores.usable()) > 1 else 0)

@@ -50,6 +50,7 @@ class Task:
     batch_size: int
     images: UInt8[np.ndarray, "n 28 28"]
     labels: Int32[np.ndarray, " n"]
+    batch_norm: bool = False  # after each convolution, which then has no bias
 
     def rows(self, step: int, steps: int) -> Int32[np.ndarray, "steps batch"]:
         """Which examples the `steps` batches from `step` on are made of: the order of the project's own runs."""

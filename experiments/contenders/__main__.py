@@ -1,4 +1,4 @@
-"""One contender as a process: `python -m experiments.contenders NAME DTYPE BATCH_SIZE EXAMPLES.npz`.
+"""One contender as a process: `python -m experiments.contenders NAME DTYPE BATCH_SIZE EXAMPLES.npz [BATCH_NORM]`.
 
 It says in JSON what it is, then answers every line of standard input, a number of steps to train or `peak`, with one.
 In between it only waits, as `idle_cpu_seconds` shows.
@@ -15,12 +15,12 @@ import numpy as np
 from experiments.contenders import MODULES, Task, peak_flops
 
 
-def main(name: str, dtype: str, batch_size: str, examples: str) -> None:
+def main(name: str, dtype: str, batch_size: str, examples: str, batch_norm: str = "") -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints must not be taken for an answer
     module = importlib.import_module(f"experiments.contenders.{MODULES[name]}")
     with np.load(examples) as arrays:
-        task = Task(dtype, int(batch_size), arrays["images"], arrays["labels"])
+        task = Task(dtype, int(batch_size), arrays["images"], arrays["labels"], bool(batch_norm))
     train = module.make(task)
     answers.write(json.dumps({"description": module.describe()}) + "\n")
     resting = time.process_time()

@@ -17,22 +17,22 @@ def describe() -> str:
     return f"keras {keras.__version__}, tensorflow {tf.__version__}"
 
 
-def _network() -> keras.Model:
+def _network(batch_norm: bool) -> keras.Model:
     layers = keras.layers
-    return keras.Sequential(
-        [
-            keras.Input((28, 28, 1)),
-            *(layers.Conv2D(32, 3, padding="same"), layers.MaxPooling2D(2), layers.ReLU()),
-            *(layers.Conv2D(64, 3, padding="same"), layers.MaxPooling2D(2), layers.ReLU()),
-            *(layers.Flatten(), layers.Dense(256, activation="relu"), layers.Dense(10, dtype="float32")),
-        ]
-    )
+
+    def convolution(outputs: int) -> list[keras.Layer]:
+        norm = [layers.BatchNormalization()] if batch_norm else []
+        convolved = layers.Conv2D(outputs, 3, padding="same", use_bias=not batch_norm)
+        return [convolved, *norm, layers.MaxPooling2D(2), layers.ReLU()]
+
+    dense = (layers.Flatten(), layers.Dense(256, activation="relu"), layers.Dense(10, dtype="float32"))
+    return keras.Sequential([keras.Input((28, 28, 1)), *convolution(32), *convolution(64), *dense])
 
 
 def make(task: Task) -> Callable[[int], float]:
     keras.utils.set_random_seed(0)
     keras.mixed_precision.set_dtype_policy("mixed_bfloat16" if task.dtype == "bfloat16" else "float32")
-    model = _network()
+    model = _network(task.batch_norm)
     model.compile(
         optimizer=keras.optimizers.Adam(LEARNING_RATE),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -26,6 +26,7 @@ def describe() -> str:
 def make(task: Task) -> Callable[[int], float]:
     config = classic.get_config()
     config.model.compute_dtype = task.dtype
+    config.model.batch_norm = task.batch_norm
     config.batch_size = task.batch_size
     devices.keep_compiled_programs()
     mesh = devices.make_mesh()

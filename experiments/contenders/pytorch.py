@@ -21,12 +21,13 @@ def describe() -> str:
     return f"torch {torch.__version__}, on {torch.cuda.get_device_name() if _DEVICE == 'cuda' else 'CPU'}"
 
 
-def _network() -> nn.Module:
-    return nn.Sequential(
-        *(nn.Conv2d(1, 32, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()),
-        *(nn.Conv2d(32, 64, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(3136, 256), nn.ReLU(), nn.Linear(256, 10)),
-    )
+def _network(batch_norm: bool) -> nn.Module:
+    def convolution(inputs: int, outputs: int) -> list[nn.Module]:
+        norm = [nn.BatchNorm2d(outputs)] if batch_norm else []
+        return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=not batch_norm), *norm, nn.MaxPool2d(2), nn.ReLU()]
+
+    dense = (nn.Flatten(), nn.Linear(3136, 256), nn.ReLU(), nn.Linear(256, 10))
+    return nn.Sequential(*convolution(1, 32), *convolution(32, 64), *dense)
 
 
 def make(task: Task) -> Callable[[int], float]:
@@ -34,7 +35,7 @@ def make(task: Task) -> Callable[[int], float]:
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high" if _DEVICE == "cuda" else "highest")
     on_cuda = _DEVICE == "cuda"
-    model = _network().to(_DEVICE, memory_format=_LAYOUT)
+    model = _network(task.batch_norm).to(_DEVICE, memory_format=_LAYOUT)
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True, capturable=on_cuda)
     images = torch.from_numpy(task.images)[:, None].to(_DEVICE)
     labels = torch.from_numpy(task.labels).long().to(_DEVICE)
