@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, UInt8
 
@@ -208,22 +209,19 @@ def _write(array: Array, tile: Array, start: tuple[Any, Any]) -> Array:
     return lax.dynamic_update_slice(array, tile.astype(array.dtype), starts)
 
 
-def _columns(plan: _Plan, x: Array, start: tuple[Any, Any], scratch: Array) -> BatchMinor:
-    """The patches of one tile, [taps, rows, width, examples], written into `scratch`.
+def _columns(plan: _Plan, x: Array, start: tuple[Any, Any], dtype: Any) -> BatchMinor:
+    """The patches of one tile, [taps, rows, width, examples], in the order of `_patches`, gathered in one pass."""
+    channels, (rows, examples) = x.shape[2], plan.tile
+    shifts = [(i, a, j, b) for i, a in plan.shifts(0) for j, b in plan.shifts(1)]
+    taps = np.array([(a, b, i, j) for i, A, j, B in shifts for a in range(A) for b in range(B)], np.int32)
+    corners = jnp.concatenate([taps + jnp.array([0, 0, 1, 0]) * start[0], jnp.full((len(taps), 1), start[1])], 1)
+    numbers = lax.GatherDimensionNumbers((1, 2, 3, 4), (0, 1), (0, 1, 3, 4, 5))
+    piece = (1, 1, channels, rows, plan.patches[1], examples)
 
-    In a loop that is an update in place. `jnp.concatenate` would copy every piece twice.
-    """
-    rows, examples = plan.tile
-    first = 0
-    for piece in _patches(plan, _read(x, start, (rows + len(plan.shifts(0)) - 1, examples))):
-        scratch = lax.dynamic_update_slice(scratch, piece, (first, 0, 0, 0))
-        first += piece.shape[0]
-    return scratch
+    def gathered(x, corners):
+        return as_numbers(lax.gather(x, corners, numbers, piece, mode="promise_in_bounds"), dtype)
 
-
-def _scratch(plan: _Plan, x: Array) -> Array:
-    taps = plan.patch[0] * plan.patch[1] * x.shape[2]
-    return jnp.zeros_like(x, shape=(taps, plan.tile[0], plan.patches[1], plan.tile[1]))
+    return apart(gathered, x, corners).reshape(-1, *piece[3:])
 
 
 def _pooled(plan: _Plan, pair: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -260,9 +258,9 @@ def _forward(layer: Layer, x: BatchMinor, kernel: Kernel, bias: Array | None, wi
     rows = _sort(plan, as_bits(x))
 
     def body(start, carry):
-        out, index, columns = carry
-        columns = _columns(plan, rows, start, columns)
-        y = _product(matrix, as_numbers(columns.reshape(columns.shape[0], -1), x.dtype))
+        out, index = carry
+        columns = _columns(plan, rows, start, x.dtype)
+        y = _product(matrix, columns.reshape(columns.shape[0], -1))
         y = y.reshape(plan.side**2, features, *columns.shape[1:])
         if bias is None:
             largest = y[0]
@@ -274,12 +272,11 @@ def _forward(layer: Layer, x: BatchMinor, kernel: Kernel, bias: Array | None, wi
                 which = jnp.where(largest > 0, which, plan.pool_size**2)
                 index = _write(index, which, _pooled(plan, start))
             largest = jnp.maximum(largest, 0)
-        return _write(out, as_bits(largest.astype(x.dtype)), _pooled(plan, start)), index, columns
+        return _write(out, as_bits(largest.astype(x.dtype)), _pooled(plan, start)), index
 
     shape = (features, *(n * plan.side // plan.pool_size for n in plan.patches), batch)
     index = jnp.zeros_like(x, jnp.uint8, shape) if with_index else None
-    carry = (jnp.zeros_like(rows, shape=shape), index, _scratch(plan, rows))
-    out, index, _ = _over_tiles(plan, batch, body, carry)
+    out, index = _over_tiles(plan, batch, body, (jnp.zeros_like(rows, shape=shape), index))
     return as_numbers(out, x.dtype), index
 
 
@@ -305,20 +302,19 @@ def _convolution_bwd(layer, residuals, gradient):
     d_output = [as_bits(gradient)] if index is None else [as_bits(gradient), index]
 
     def body(start, carry):
-        d_matrix, d_rows, columns = carry
-        columns = _columns(plan, rows, start, columns)
+        d_matrix, d_rows = carry
+        columns = _columns(plan, rows, start, x.dtype)
         d_y = as_numbers(apart(partial(_tile_gradient, plan, start), *d_output), x.dtype).reshape(outputs, -1)
-        c = as_numbers(columns.reshape(taps, -1), x.dtype)
+        c = columns.reshape(taps, -1)
         d_matrix += _product_with_transposed(*((d_y, c) if swap else (c, d_y)))
         d_columns = _product(matrix, d_y).reshape(columns.shape)
         before = _read(d_rows, start, (columns.shape[1] + len(plan.shifts(0)) - 1, columns.shape[3]))
         _, add_up = jax.vjp(lambda x: jnp.concatenate(_patches(plan, x)), before)
-        return d_matrix, _write(d_rows, before + add_up(d_columns)[0], start), columns
+        return d_matrix, _write(d_rows, before + add_up(d_columns)[0], start)
 
     wide = jnp.promote_types(x.dtype, jnp.float32)
     d_matrix = jnp.zeros_like(gradient, wide, (outputs, taps) if swap else (taps, outputs))
-    carry = (d_matrix, jnp.zeros_like(rows, wide), _scratch(plan, rows))
-    d_matrix, d_rows, _ = _over_tiles(plan, gradient.shape[3], body, carry)
+    d_matrix, d_rows = _over_tiles(plan, gradient.shape[3], body, (d_matrix, jnp.zeros_like(rows, wide)))
     d_matrix = d_matrix.T if swap else d_matrix
     (d_kernel,) = jax.linear_transpose(to_matrix, kernel)(d_matrix.astype(kernel.dtype))
     (d_x,) = jax.linear_transpose(partial(_sort, plan), x.astype(wide))(d_rows)
