@@ -210,18 +210,23 @@ def _write(array: Array, tile: Array, start: tuple[Any, Any]) -> Array:
 
 
 def _columns(plan: _Plan, x: Array, start: tuple[Any, Any], dtype: Any) -> BatchMinor:
-    """The patches of one tile, [taps, rows, width, examples], in the order of `_patches`, gathered in one pass."""
+    """The patches of one tile, [taps, rows, width, examples], in the order of `_patches`.
+
+    One pass gathers them; written piece by piece, as integers, all would be copied once more to become numbers.
+    """
     channels, (rows, examples) = x.shape[2], plan.tile
     shifts = [(i, a, j, b) for i, a in plan.shifts(0) for j, b in plan.shifts(1)]
     taps = np.array([(a, b, i, j) for i, A, j, B in shifts for a in range(A) for b in range(B)], np.int32)
     corners = jnp.concatenate([taps + jnp.array([0, 0, 1, 0]) * start[0], jnp.full((len(taps), 1), start[1])], 1)
-    numbers = lax.GatherDimensionNumbers((1, 2, 3, 4), (0, 1), (0, 1, 3, 4, 5))
-    piece = (1, 1, channels, rows, plan.patches[1], examples)
+    sizes = (1, 1, channels, rows, plan.patches[1], examples)
+    dimensions = lax.GatherDimensionNumbers(
+        offset_dims=(1, 2, 3, 4), collapsed_slice_dims=(0, 1), start_index_map=(0, 1, 3, 4, 5)
+    )
 
     def gathered(x, corners):
-        return as_numbers(lax.gather(x, corners, numbers, piece, mode="promise_in_bounds"), dtype)
+        return as_numbers(lax.gather(x, corners, dimensions, sizes, mode="promise_in_bounds"), dtype)
 
-    return apart(gathered, x, corners).reshape(-1, *piece[3:])
+    return apart(gathered, x, corners).reshape(-1, *sizes[3:])
 
 
 def _pooled(plan: _Plan, pair: tuple[Any, Any]) -> tuple[Any, Any]:
