@@ -1,3 +1,4 @@
+import contextlib
 import fcntl
 import json
 import os
@@ -185,8 +186,11 @@ def test_a_run_that_another_process_finished_meanwhile_is_left_as_it_is(small, u
 
 
 def _open_files(pid: int) -> str:
-    links = Path(f"/proc/{pid}/fd").iterdir()
-    return " ".join(os.readlink(link) for link in links if link.is_symlink())
+    names = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+            names.append(os.readlink(link))
+    return " ".join(names)
 
 
 @pytest.mark.parametrize(
