@@ -85,8 +85,10 @@ def relu_pool(x: Activations, size: int, kind: str, impl: Implementation) -> Act
     """
     height, width = x.shape[1] // size, x.shape[2] // size
     x = x[:, : height * size, : width * size]
-    if kind == "max" and impl == "matmul":
+    if impl == "matmul" and (kind == "max" or size == 1):
         return relu_max_pool(size, x)
+    if size == 1:
+        return jax.nn.relu(x)
     if kind == "max":
         return jax.nn.relu(max_pool(size, x))  # the same as maxima of relu, and cheaper
     return jax.nn.relu(x).reshape(x.shape[0], height, size, width, size, x.shape[3]).mean((2, 4))
@@ -97,9 +99,8 @@ def batch_norm(
 ) -> tuple[Activations, Channels, Channels]:
     """Batch norm (Ioffe and Szegedy 2015) with the statistics of this batch; gives its mean and variance besides.
 
-    They are over examples, height, width and the devices of `batch_axis`, in float32 at least, and no gradient flows
-    through them but to the normalised `x`, which has the type of `x`. The variance is the mean square less the squared
-    mean, as in Flax.
+    They are over examples, height, width and the devices of `batch_axis`, in float32 at least; as results they have no
+    gradient. The variance is the mean square less the squared mean, as in Flax. The normalised `x` has the type of `x`.
     """
     if impl == "matmul":
         y, *statistics = norm.batch_norm(epsilon, batch_axis, x, _beside(x, scale), _beside(x, bias))
