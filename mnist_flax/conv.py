@@ -19,13 +19,13 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mnist_flax import norm, products, windows
+from mnist_flax.norm import Channels
 from mnist_flax.pooling import max_pool, relu_max_pool
 from mnist_flax.products import Kernel, Layer, Matrix
 
 Implementation = Literal["matmul", "mixed", "lax"]
 Images = Float[Array, "batch height width channels"]
 Activations = Float[Array, "..."]  # in the layout of an implementation: see `to_internal`
-Channels = Float[Array, " channels"]
 
 CHANNEL_AXIS: dict[str, int] = {"matmul": 0, "mixed": 3, "lax": 3}
 

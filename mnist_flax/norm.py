@@ -6,9 +6,8 @@ since mean and variance depend on every x, and so does the loss through them,
 
     d_x = scale / sqrt(variance + epsilon) (d - mean(d) - x' mean(d x')).
 
-That is two passes over the activations each way, one of sums; derived by JAX, it is a dozen in float32. In sums,
-rows are added to each other first, in a loop of its own: XLA hands sums to a library that wants all its operands copied
-to float32.
+That is three passes over the activations each way, two of them for sums. There rows are added to each other first, in a
+loop of its own: XLA hands sums to a library that wants all its operands copied to float32.
 
 Activations are batch-minor, [channels, height, width, batch].
 """
