@@ -7,6 +7,6 @@ import sys
 # `python -m` is about to run a command of ours. While it still imports (until `cli.run`), Ctrl-C ends it quietly.
 _OURS = any(word.removeprefix("-m").partition(".")[0] in ("mnist_flax", "experiments") for word in sys.orig_argv)
 if _OURS:
-    gc.set_threshold(100_000)  # what imports and tracing make stays; garbage was looked for in it again and again
+    gc.set_threshold(500_000)  # what imports and tracing make stays; garbage was looked for in it again and again
 if _OURS and sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import io
 import logging as std_logging
 import os
@@ -160,6 +161,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
         status = _exit_on_user_error(main, arguments)
         for number in _STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # all is done and said: one that comes now would belie the status
+        gc.freeze()  # ending, the interpreter would look for garbage in all that was imported and traced
         sys.exit(status)
 
     app.run(
