@@ -70,7 +70,7 @@ def make_network(configs: Sequence[ConfigDict], num_classes: int) -> CNN | Ensem
 def init_state(config: ConfigDict, num_classes: int, seed: Int[Array, ""] | int) -> TrainState:
     """A fresh state. Jit it: `seed` may be traced, the rest of the config is static."""
     hyper = hyperparameters(config)
-    model = make_model(config.model, hyper, num_classes)
+    model = make_model(config.model, hyper, num_classes).clone(impl="lax")  # the same parameters, traced in less time
     variables = model.init(jax.random.fold_in(jax.random.key(seed), _INIT), jnp.zeros((1, 28, 28)))
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     optimizer = make_optimizer(config, hyper, lambda step: 0.0)
