@@ -125,6 +125,10 @@ class _Plan(NamedTuple):
         size = self.patch[axis]
         return [(d, min(self.step, size - d * self.step)) for d in range(-(-size // self.step))]
 
+    def pieces(self) -> list[tuple[int, int, int, int]]:
+        """(shift, rows, shift, columns) of each contiguous piece of a patch, in order."""
+        return [(i, a, j, b) for i, a in self.shifts(0) for j, b in self.shifts(1)]
+
 
 TILE_BYTES = 8 * 2**20  # of patches and outputs: more starves a core's cache, less is all overhead
 
@@ -163,9 +167,8 @@ def _sort(plan: _Plan, x: BatchMinor) -> Float[Array, "step step channels h w ba
 
 def _patches(plan: _Plan, x: Float[Array, "step step channels h w batch"]) -> list[BatchMinor]:
     """The pieces that make up the patches of sorted rows, to be stacked along the first axis."""
-    shifts = [(i, a, j, b) for i, a in plan.shifts(0) for j, b in plan.shifts(1)]
     height, width = x.shape[3] - len(plan.shifts(0)) + 1, plan.patches[1]
-    pieces = [x[:a, :b, :, i : i + height, j : j + width] for i, a, j, b in shifts]
+    pieces = [x[:a, :b, :, i : i + height, j : j + width] for i, a, j, b in plan.pieces()]
     return [piece.reshape(-1, height, width, x.shape[5]) for piece in pieces]
 
 
@@ -178,10 +181,9 @@ def in_windows(kernel: Kernel, stride: int, side: int) -> Float[Array, "P P in s
 
 def _kernel_matrix(plan: _Plan, kernel: Kernel) -> Float[Array, "taps outputs"]:
     """W: rows in the order of `_patches`, columns [side, side, out]."""
-    copies, step = in_windows(kernel, plan.stride, plan.side), plan.step
-    shifts = [(i * step, a, j * step, b) for i, a in plan.shifts(0) for j, b in plan.shifts(1)]
-    pieces = [copies[i : i + a, j : j + b].reshape(-1, plan.side**2 * kernel.shape[3]) for i, a, j, b in shifts]
-    return jnp.concatenate(pieces)
+    copies, outputs = in_windows(kernel, plan.stride, plan.side), plan.side**2 * kernel.shape[3]
+    starts = [(i * plan.step, a, j * plan.step, b) for i, a, j, b in plan.pieces()]
+    return jnp.concatenate([copies[i : i + a, j : j + b].reshape(-1, outputs) for i, a, j, b in starts])
 
 
 # Convolutions as products: tiles
@@ -215,8 +217,7 @@ def _columns(plan: _Plan, x: Array, start: tuple[Any, Any], dtype: Any) -> Batch
     One pass gathers them; written piece by piece, as integers, all would be copied once more to become numbers.
     """
     channels, (rows, examples) = x.shape[2], plan.tile
-    shifts = [(i, a, j, b) for i, a in plan.shifts(0) for j, b in plan.shifts(1)]
-    taps = np.array([(a, b, i, j) for i, A, j, B in shifts for a in range(A) for b in range(B)], np.int32)
+    taps = np.array([(a, b, i, j) for i, A, j, B in plan.pieces() for a in range(A) for b in range(B)], np.int32)
     corners = jnp.concatenate([taps + jnp.array([0, 0, 1, 0]) * start[0], jnp.full((len(taps), 1), start[1])], 1)
     sizes = (1, 1, channels, rows, plan.patches[1], examples)
     dimensions = lax.GatherDimensionNumbers(
