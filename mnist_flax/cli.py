@@ -73,9 +73,7 @@ def flag_errors() -> Iterator[None]:
         reason = error.args[0] if error.args else error
         while isinstance(reason, Exception) and reason.args:  # ml_collections wraps one in another
             reason = reason.args[0]
-        message = " ".join(str(reason).split())
-        unknown = isinstance(error, AttributeError | KeyError)  # of which the message is but the name
-        raise UserError(f"config has no field {message}" if unknown else message) from error
+        raise UserError(" ".join(str(reason).split())) from error
     except (SyntaxError, RecursionError, MemoryError) as error:  # of a value that Python's parser gives up on
         raise UserError(f"a value on the command line is no Python literal ({type(error).__name__})") from error
 
@@ -156,6 +154,8 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
         except UserError as error:
             print_error(error)
             sys.exit(2)
+        except SystemExit:  # of --help, with absl's status 1
+            sys.exit(0)
 
     def run_and_exit(arguments: list[str]) -> None:
         status = _exit_on_user_error(main, arguments)

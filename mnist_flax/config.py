@@ -7,7 +7,7 @@ import re
 import runpy
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -47,7 +47,7 @@ _RANGES = {
     "optimizer.final_scale": (0.0, 1.0),
     "optimizer.b1": (0.0, 0.999999),
     "optimizer.b2": (0.0, 0.999999),
-    "optimizer.eps": (0.0, None),
+    "optimizer.eps": (1e-30, None),  # where a gradient is 0, 0 would be divided by it
     "optimizer.momentum": (0.0, 0.999999),
     "optimizer.weight_decay": (0.0, None),
     "optimizer.clip_norm": (0.0, None),
@@ -89,12 +89,17 @@ def define_flag(argv: Sequence[str] | None = None) -> tuple[flags.FlagHolder, li
 
     `configs/NAME.py` names a recipe of the project from any directory, unless such a file is there.
     """
-    program, *arguments = [_find_recipe(argument) for argument in (sys.argv if argv is None else argv)]
+    program, *arguments = _joined(sys.argv if argv is None else argv)
     # ml_collections wants the recipe before its overrides; to a user their order means nothing.
-    arguments = [program, *sorted(arguments, key=lambda argument: not argument.startswith("--config="))]
+    recipes = [_find_recipe(argument) for argument in arguments if argument.startswith("--config=")]
+    arguments = [program, *recipes, *(argument for argument in arguments if not argument.startswith("--config="))]
     _make_recipes_importable()
+    config_flags.register_flag_parser_for_type(int, _IntegerOrNone())
+    config_flags.register_flag_parser_for_type(str, _TextOrNone())
     try:
-        _try_recipe(arguments)
+        _check_names(arguments)
+        if recipes:
+            _try_recipe(recipes[-1].partition("=")[2])
         with cli.flag_errors():
             holder = config_flags.DEFINE_config_file(
                 "config",
@@ -114,17 +119,50 @@ def recipe_path() -> str:
     return config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]  # get_config's argument follows
 
 
-def _try_recipe(arguments: Sequence[str]) -> None:
-    """Runs the recipe that the arguments name: ml_collections would bury what is wrong with one.
+class _IntegerOrNone(flags.IntegerParser):
+    def parse(self, argument):
+        return None if argument == "None" else super().parse(argument)
+
+
+class _TextOrNone(flags.ArgumentParser):
+    def parse(self, argument):
+        return None if argument == "None" else super().parse(argument)
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """The arguments with `--config PATH`, in any spelling of absl's, as one word `--config=PATH`."""
+    words = iter(argv)
+    joined = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in ("--config", "-config"):
+            word = f"--config={value if equals else next(words, '')}"
+        joined.append(word)
+    return joined
+
+
+def _check_names(arguments: Sequence[str]) -> None:
+    fields = flatten(default_config())
+    for key in (found[1] for argument in arguments if (found := re.match(r"--?config\.([^=]+)", argument))):
+        if group := [name for name in fields if name.startswith(f"{key}.")]:
+            raise UserError(f"config.{key} is a group of fields: override one, such as config.{group[0]}")
+        if key not in fields:
+            raise _unknown(key, fields)
+
+
+def _unknown(key: str, fields: Iterable[str]) -> UserError:
+    near = difflib.get_close_matches(key, fields, n=1)
+    hint = f"did you mean config.{near[0]}?" if near else "configs/default.py has them all"
+    return UserError(f"config.{key} is no known field: {hint}")
+
+
+def _try_recipe(name: str) -> None:
+    """Runs the recipe that `--config` names: ml_collections would bury what is wrong with one.
 
     Raises:
       UserError: it is no file, or fails; the line is named.
     """
-    follows = dict(zip(arguments, [*arguments[1:], ""], strict=True))
-    names = [word.partition("=")[2] or follows[word] for word in arguments if re.match("--?config(=|$)", word)]
-    if not names:
-        return
-    path, _, argument = names[0].partition(":")
+    path, _, argument = name.partition(":")
     if not Path(path).is_file():
         raise UserError(f"--config={path} is no file: name a recipe, such as configs/default.py")
     try:
@@ -134,7 +172,7 @@ def _try_recipe(arguments: Sequence[str]) -> None:
         get_config(argument) if argument else get_config()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
         where = f", line {line}" if line else ""
@@ -143,13 +181,9 @@ def _try_recipe(arguments: Sequence[str]) -> None:
 
 
 def _find_recipe(argument: str) -> str:
-    name, equals, value = argument.partition("=")
-    prefix, path = (name + equals, value) if name in ("--config", "-config") else ("", argument)
-    file = path.partition(":")[0]
-    shipped = RECIPES.parent / file
-    if file.startswith("configs/") and file.endswith(".py") and not Path(file).exists() and shipped.exists():
-        return prefix + str(RECIPES.parent / path)
-    return argument
+    file = argument.removeprefix("--config=").partition(":")[0]
+    shipped = file.startswith("configs/") and file.endswith(".py") and (RECIPES.parent / file).exists()
+    return argument.replace(file, str(RECIPES.parent / file), 1) if shipped and not Path(file).exists() else argument
 
 
 def _make_recipes_importable() -> None:
@@ -230,9 +264,7 @@ def _is_path(text: str) -> bool:
 def _check_fields(values: Mapping, reference: Mapping) -> None:
     for key in values:
         if key not in reference:
-            near = difflib.get_close_matches(key, reference, n=1)
-            hint = f": did you mean config.{near[0]}?" if near else ""
-            raise UserError(f"config.{key} is no known field{hint}")
+            raise _unknown(key, reference)
     for key, default in reference.items():
         if key not in values:
             raise UserError(f"config.{key} is missing: start the recipe from configs/default.py")
@@ -294,7 +326,7 @@ def flatten(config: Mapping, prefix: str = "") -> dict:
 
 
 def differences(recorded: Mapping, wanted: Mapping) -> list[str]:
-    """Lines `KEY: recorded -> wanted` for each field that differs and makes a difference to the result."""
+    """Lines `KEY: recorded -> wanted` for each field that differs, but for where data lie, and `debug`."""
     old, new = flatten(recorded), flatten(wanted)
     lines = []
     for key in sorted(old.keys() | new.keys()):

@@ -34,7 +34,7 @@ def test_rows_are_the_kinds_that_are_on(overrides, rows, tmp_path, digits_data_d
         ("--figure={}/directory.png", "it is a directory"),
         ("--figure=figure.gif", "must be a .png file"),
         ("--config.augment.tone=2.0", "out of range: use a number from 0.0 to 1.0"),
-        ("--config.augment.tones=0.5", "Did you mean"),
+        ("--config.augment.tones=0.5", "did you mean"),
         ("--config.augment.final_epochs=99.0", "longer than the run"),
         ("record", "is no flag"),
     ],

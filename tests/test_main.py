@@ -198,6 +198,10 @@ def _open_files(pid: int) -> str:
     [
         (["--config=configs/nowhere.py"], "nowhere.py"),
         (["--config.optimizer.learning_rat=0.1"], "learning_rate"),
+        (["--config.learning_rate=0.1"], "did you mean config.optimizer.learning_rate?"),
+        (["--config.optimizer=adam"], "such as config.optimizer."),
+        (["--config.optimizer.eps=0"], "at least 1e-30"),
+        (["--config.num_epochs=None"], "of type int"),
         (["--config.num_epochs=ten"], "num_epochs"),
         (["--config.num_epochs=0"], "at least 1"),
         (["--config.optimizer.learning_rate=nan"], "learning_rate"),
@@ -206,6 +210,7 @@ def _open_files(pid: int) -> str:
         (["--config.model.kernel_sizes=(3,3,3)"], "channels"),
         (["--config.batch_size=100000"], "training examples"),
         (["--config.validation_examples=100000"], "validation_examples"),
+        (["--config=configs/speedrun.py", "--config.dataset=digits"], "train_examples=50000 does not fit"),
         (["--workdir=README.md"], "README.md"),
         (["--workdir=tests"], "tests"),
         (["train"], "--config.KEY"),
@@ -234,6 +239,7 @@ RECIPE = (
         (RECIPE.format("config.num_epochs = '3'"), ", line 4: TypeError"),
         (RECIPE.format("config.model.channels = 64"), ", line 4: TypeError"),
         (RECIPE.format("1 / 0"), ", line 4: ZeroDivisionError: division by zero"),
+        (RECIPE.format("raise SystemExit(0)"), ", line 4: SystemExit: 0"),
         (b"\xff\xfe", ", line 1: SyntaxError"),
     ],
 )
@@ -268,9 +274,16 @@ def test_ctrl_c_while_it_imports_ends_it_quietly(module):
     assert "KeyboardInterrupt" not in finish(process, None).stderr
 
 
+def test_overrides_may_come_first_and_set_a_field_back_to_none(digits_data_dir):
+    arguments = ("--config.train_examples=None", "--config.dataset=digits", "--config", "configs/speedrun.py")
+    ended = command("mnist_flax.main", *arguments, f"--config.data_dir={digits_data_dir}", "--config.batch_size=9999",
+                    status=2)  # fmt: skip
+    assert "1,438 training examples" in ended.stderr
+
+
 def test_help_names_the_flags_that_modules_share():
     for module, shared in (("main", ("--config:", "--num_processes")), ("evaluate", ("--checkpoint", "--data_dir"))):
-        out = command(f"mnist_flax.{module}", "--help", status=None).stdout
+        out = command(f"mnist_flax.{module}", "--help").stdout
         assert all(flag in out for flag in shared)
 
 
