@@ -29,8 +29,12 @@ def find(directory: Path) -> dict[str, Path]:
     Raises:
       UserError: the directory or one of the archives is missing, or may not be read.
     """
-    if not directory.is_dir():
+    try:
+        found = directory.is_dir()
         problem = "is not a directory" if directory.exists() else "does not exist"
+    except OSError as error:  # a name that no directory can have
+        found, problem = False, f"cannot be used ({error.strerror})"
+    if not found:
         raise UserError(f"archive_dir {directory} {problem}: it should hold the four original archives")
     paths = {file: directory / file for files in ARCHIVES.values() for file in files}
     for path in paths.values():

@@ -73,10 +73,11 @@ def prepare(name: str, data_dir: str | None = None, archive_dir: str | None = No
     try:
         place = _place(name, root)
         if not _is_prepared(place.directory):
+            archives = idx.find(Path(archive_dir).expanduser()) if archive_dir and name != "digits" else None
             with lock(name, place):
                 place = _place(name, root)
                 if not _is_prepared(place.directory):
-                    _build(name, place, Path(archive_dir).expanduser() if archive_dir else None)
+                    _build(name, place, archives)
         return place
     except OSError as error:
         where = f": {error.filename}" if error.strerror and error.filename else ""
@@ -202,7 +203,7 @@ def _is_prepared(directory: Path) -> bool:
     return False
 
 
-def _build(name: str, place: Place, archive_dir: Path | None) -> None:
+def _build(name: str, place: Place, archives: Mapping[str, Path] | None) -> None:
     import tensorflow_datasets as tfds
 
     if place.directory.parent.parent != place.root:
@@ -211,8 +212,8 @@ def _build(name: str, place: Place, archive_dir: Path | None) -> None:
     staging = place.work / f"{name}.incomplete"
     _remove(staging)  # what a killed process left
     try:
-        builder = _builder_class(name, archive_dir)(data_dir=staging)
-        downloads = name != "digits" and archive_dir is None
+        builder = _builder_class(name, archives)(data_dir=staging)
+        downloads = name != "digits" and archives is None
         try:
             with quiet_tfds():
                 builder.download_and_prepare(
@@ -265,11 +266,11 @@ def reading_builder(name: str, place: Place) -> Any:
     return _builder_class(name, None)(data_dir=place.directory.parent.parent)
 
 
-def _builder_class(name: str, archive_dir: Path | None) -> Any:
-    return _digits_builder() if name == "digits" else _idx_builder(name, archive_dir)
+def _builder_class(name: str, archives: Mapping[str, Path] | None) -> Any:
+    return _digits_builder() if name == "digits" else _idx_builder(name, archives)
 
 
-def _idx_builder(dataset: str, archive_dir: Path | None) -> Any:
+def _idx_builder(dataset: str, archives: Mapping[str, Path] | None) -> Any:
     import tensorflow_datasets as tfds
 
     bases: dict[str, Any] = {
@@ -290,7 +291,7 @@ def _idx_builder(dataset: str, archive_dir: Path | None) -> Any:
             url_infos = base.url_infos
 
             def _split_generators(self, dl_manager: Any) -> dict[str, _Examples]:
-                paths = idx.find(archive_dir) if archive_dir else _download(dataset, dl_manager, urls)
+                paths = archives or _download(dataset, dl_manager, urls)
                 splits = idx.read(paths, content_sums, archive_sums)
                 return {split: _Examples(images, labels) for split, (images, labels) in splits.items()}
 

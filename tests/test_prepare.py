@@ -17,6 +17,7 @@ import tiny_mnist
 
 from mnist_flax import data, idx, prepare
 from mnist_flax.cli import UserError
+from tests.commands import command
 
 TESTS = os.path.dirname(__file__)
 
@@ -477,3 +478,11 @@ def test_a_download_that_fails_names_the_two_ways_out(address, archives, tmp_pat
     assert not list((tmp_path / "data" / "downloads").rglob("*.tmp.*"))
     assert "--config.archive_dir=" in message and "--config.dataset=digits" in message
     assert not (tmp_path / "data" / "mnist").exists()
+
+
+def test_a_wrong_archive_dir_is_said_before_anything_is_made(tmp_path):
+    for name in ("nowhere", "n" * 300):
+        place = (f"--config.archive_dir={tmp_path / name}", f"--config.data_dir={tmp_path / 'data'}")
+        error = command("mnist_flax.main", *place, status=2).stderr
+        assert error.startswith("error: archive_dir ") and error.count("\n") == 1, error
+    assert not (tmp_path / "data").exists()
