@@ -5,7 +5,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from mnist_flax import train
+from mnist_flax import data, train
 from mnist_flax.config import default_config
 from mnist_flax.devices import make_mesh
 from mnist_flax.model import make_model, normalize
@@ -151,6 +151,8 @@ def test_evaluation_counts_every_example_once(examples, batch_size):
     expected = optax.softmax_cross_entropy_with_integer_labels(whole, examples[1]).mean()
     assert float(scores["loss"]) == pytest.approx(float(expected), rel=1e-5)
     assert float(scores["accuracy"]) == pytest.approx(np.mean(np.argmax(whole, 1) == examples[1]))
+    parts = train.split_logits(train.make_evaluate(model, mesh), variables, data.Split(*examples), batch_size, mesh)
+    np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_cross_entropy_with_smoothing():
