@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from mnist_flax import durable
-from mnist_flax.cli import RunError
+from mnist_flax.cli import RunError, UserError
 
 # Ten years: Orbax measures how long a save takes by the time of day, which jumps when a machine was suspended.
 _NO_TIMEOUT = 10 * 365 * 86_400
@@ -165,6 +165,7 @@ def load(directory: Path, which: str, abstract_state: Any) -> tuple[Any, dict]:
     """The `last` or the `best` checkpoint under `directory` as (state, extra), for reading only.
 
     Raises:
+      UserError: none has a validation accuracy, so that there is no best one.
       RunError: there is none, or it is damaged.
     """
     with ocp.training.Checkpointer(directory.absolute()) as orbax:
@@ -172,6 +173,8 @@ def load(directory: Path, which: str, abstract_state: Any) -> tuple[Any, dict]:
         if not steps:
             raise RunError(f"no checkpoint in {directory}: has the run finished its first epoch?")
         scores = _scores(orbax) if which == "best" else {}
+        if which == "best" and not scores:
+            raise UserError(f"no checkpoint in {directory} has a validation accuracy: use --checkpoint=last")
         step = max(scores, key=lambda step: (scores[step], step)) if scores else max(steps)
         try:
             return _load(orbax, step, abstract_state)

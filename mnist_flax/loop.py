@@ -73,6 +73,7 @@ def fit(
     earlier_seconds = extra["train_seconds"]
     metrics = run.Metrics(directory if hosts.is_first() else None, extra["metrics"])
     if step == total_steps or _early_stop(config, metrics.records):  # ended after its last epoch, without a summary
+        checkpoints.close()
         metrics.close()
         return Result(state, metrics.records, True, parameters, 0.0, earlier_seconds, earlier_seconds)
 

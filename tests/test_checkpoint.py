@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mnist_flax import checkpoint
-from mnist_flax.cli import RunError
+from mnist_flax.cli import RunError, UserError
 
 
 def state(step):
@@ -56,6 +56,13 @@ def test_nan_never_becomes_best_and_never_evicts_it(tmp_path):
 def test_checkpoints_without_a_score_do_not_pile_up(tmp_path):
     save(tmp_path, [0.5, None, None, None], keep=1)
     assert steps(tmp_path) == [1, 4]
+
+
+def test_without_any_score_there_is_no_best(tmp_path):
+    save(tmp_path, [None, None])
+    assert equal(checkpoint.load(tmp_path, "last", ABSTRACT)[0], state(2))
+    with pytest.raises(UserError, match="use --checkpoint=last"):
+        checkpoint.load(tmp_path, "best", ABSTRACT)
 
 
 @pytest.mark.parametrize("harm", ["flip", "truncate", "delete", "empty"])
