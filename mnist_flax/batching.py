@@ -38,8 +38,8 @@ def make_batcher(recogniser: Recogniser, executor: Executor) -> Callable[[Images
             batch = take()
             if not batch:
                 continue
-            images = np.concatenate([images for images, _ in batch])
             try:
+                images = np.concatenate([images for images, _ in batch])
                 scores = await asyncio.get_running_loop().run_in_executor(executor, recogniser, images)
             except Exception as error:
                 for _, future in batch:

@@ -98,6 +98,17 @@ def test_a_failed_pass_fails_its_callers_and_no_others(executor):
     asyncio.run(scenario())
 
 
+def test_images_of_another_shape_fail_their_pass_alone(executor):
+    async def scenario():
+        recognise = make_batcher(Network(), executor)
+        odd = recognise(np.zeros((1, 27, 27), np.uint8))
+        failed = await asyncio.gather(recognise(numbered(1, 1)), odd, return_exceptions=True)
+        assert all(isinstance(error, ValueError) for error in failed)
+        assert int((await recognise(numbered(3, 1)))[0]) == 3
+
+    asyncio.run(scenario())
+
+
 def test_a_caller_that_leaves_is_not_waited_for(executor):
     network = Network()
 
