@@ -228,15 +228,16 @@ def check(config: ConfigDict) -> None:
     for key in ("data_dir", "archive_dir"):
         if values[key] is not None and not _is_path(values[key]):
             raise UserError(f"config.{key}={values[key]!r} cannot be the name of a directory")
-    _check_model(config.model)
+    last_size = _check_model(config.model)
     if config.batch_size % config.optimizer.accumulate_steps:
         raise UserError(
             f"config.optimizer.accumulate_steps={config.optimizer.accumulate_steps} must divide "
             f"config.batch_size={config.batch_size}"
         )
-    if config.model.logits_batch_norm and config.batch_size == config.optimizer.accumulate_steps:
+    lonely = config.model.logits_batch_norm or (config.model.batch_norm and last_size == 1)
+    if lonely and config.batch_size == config.optimizer.accumulate_steps:
         raise UserError(
-            "config.model.logits_batch_norm=True learns nothing from one example at a time, whose norm is 0: "
+            "batch norm learns nothing from one number at a time, which it makes 0: "
             "use a larger config.batch_size, or fewer config.optimizer.accumulate_steps"
         )
     for key in ("optimizer.warmup_epochs", "augment.final_epochs"):
@@ -276,7 +277,8 @@ def _check_fields(values: Mapping, reference: Mapping) -> None:
             raise UserError(f"config.{key}={value!r} must be of type {kind.__name__}")
 
 
-def _check_model(model: ConfigDict) -> None:
+def _check_model(model: ConfigDict) -> int:
+    """Gives the number of rows after the last convolution, before its pooling."""
     layers = len(model.channels)
     if not layers:
         raise UserError("config.model.channels is empty: give at least one convolutional layer")
@@ -296,8 +298,8 @@ def _check_model(model: ConfigDict) -> None:
     for outputs, kernel, stride, pool in shapes:
         parameters += kernel**2 * inputs * outputs
         inputs = outputs
-        size = -(-size // stride) if model.padding == "SAME" else (size - kernel) // stride + 1
-        size = size // pool
+        convolved = -(-size // stride) if model.padding == "SAME" else (size - kernel) // stride + 1
+        size = convolved // pool
         if size < 1:
             raise UserError("config.model shrinks the image to nothing: use fewer or smaller pools, or SAME")
     inputs *= 1 if model.head == "average" else size**2
@@ -309,6 +311,7 @@ def _check_model(model: ConfigDict) -> None:
             f"config.model has {parameters:,} parameters, more than {_MOST_PARAMETERS:,}: "
             "use fewer config.model.channels or config.model.dense"
         )
+    return convolved
 
 
 def per_layer(values: Sequence[int], layers: int) -> tuple[int, ...]:

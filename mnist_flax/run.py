@@ -310,7 +310,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read ({error}): restore it, or name another directory") from error
 
 
 def read_text(path: Path) -> str:

@@ -93,6 +93,18 @@ def test_unknown_and_missing_fields_are_named():
         config_lib.check(ConfigDict({"seed": 0}))
 
 
+def test_a_norm_of_one_number_is_refused():
+    config = config_lib.default_config()
+    config.model.batch_norm, config.model.pool_sizes, config.model.strides = True, (1,), (2,)
+    config.model.channels = (2,) * 5  # 28, 14, 7, 4, 2, 1
+    config_lib.check(config)
+    config.batch_size = config.optimizer.accumulate_steps = 4
+    with pytest.raises(UserError, match="one number at a time"):
+        config_lib.check(config)
+    config.model.channels = (2,) * 4
+    config_lib.check(config)
+
+
 def test_differences_ignore_where_data_lies_and_how_tuples_are_written():
     old, new = config_lib.default_config(), config_lib.default_config()
     new.data_dir = "/elsewhere"
