@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mnist_flax import config as config_lib
-from tests.commands import ROOT, command, final_state, finish, records, start, wait_for
+from tests.commands import ROOT, command, environment, final_state, finish, records, start, wait_for
 
 # A small network with everything on that could depend on where a run was stopped.
 SMALL = (
@@ -164,11 +164,15 @@ def test_ended_before_its_summary_and_its_metrics_cut_it_is_made_whole(small, un
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed[0], workdir)
     (workdir / "summary.json").unlink()
+    *_, last = sorted((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    for step in range(int(last.name) - 5, int(last.name)):  # as if it had died before it removed what it need not keep
+        shutil.copytree(last, last.with_name(str(step)), dirs_exist_ok=True)
     metrics = (workdir / "metrics.jsonl").read_bytes()
     (workdir / "metrics.jsonl").write_bytes(metrics[: len(metrics) * 2 // 3])
     command("mnist_flax.main", *small, f"--workdir={workdir}")
     assert (workdir / "metrics.jsonl").read_bytes() == metrics
     assert (workdir / "summary.json").exists()
+    assert len(list((workdir / "checkpoints").iterdir())) <= 3
 
 
 def test_a_run_that_another_process_finished_meanwhile_is_left_as_it_is(small, undisturbed, digits_data_dir, tmp_path):
@@ -279,6 +283,13 @@ def test_overrides_may_come_first_and_set_a_field_back_to_none(digits_data_dir):
     ended = command("mnist_flax.main", *arguments, f"--config.data_dir={digits_data_dir}", "--config.batch_size=9999",
                     status=2)  # fmt: skip
     assert "1,438 training examples" in ended.stderr
+
+
+def test_another_program_may_import_the_package_and_is_left_alone(tmp_path):
+    script = tmp_path / "mine.py"
+    script.write_text("import gc, mnist_flax\nprint(gc.get_threshold()[0])\n")
+    out = subprocess.run([sys.executable, script, "experiments.csv"], env=environment(), capture_output=True, text=True)
+    assert int(out.stdout) < 100_000
 
 
 def test_help_names_the_flags_that_modules_share():
