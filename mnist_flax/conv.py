@@ -65,7 +65,7 @@ def conv(x: Activations, kernel: Kernel, *, stride: int, padding: str, impl: Imp
     (bfloat16 products accumulate in float32) and returns it.
     """
     if multiply := _as_product(kernel, impl):
-        return multiply(Layer(stride, padding, None), x, _beside(x, kernel), None)
+        return multiply(Layer(stride, padding, None), x, kernel, None)
     numbers = ("NHWC", "HWIO", "NHWC")
     kernel = kernel.astype(x.dtype)
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=numbers)
@@ -103,7 +103,7 @@ def batch_norm(
     gradient. The variance is the mean square less the squared mean, as in Flax. The normalised `x` has the type of `x`.
     """
     if impl == "matmul":
-        y, *statistics = norm.batch_norm(epsilon, batch_axis, x, _beside(x, scale), _beside(x, bias))
+        y, *statistics = norm.batch_norm(epsilon, batch_axis, x, scale, bias)
         mean, variance = lax.stop_gradient(statistics)
         return y, mean, variance
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -143,9 +143,10 @@ def conv_bias_relu_pool(
     """`pool(relu(conv(x, kernel) + bias))`: a whole layer without normalisation, in its fastest form."""
     multiply = _as_product(kernel, impl)
     if multiply and (pooling == "max" or pool_size == 1):
-        return multiply(Layer(stride, padding, pool_size), x, _beside(x, kernel), _beside(x, bias))
+        return multiply(Layer(stride, padding, pool_size), x, kernel, bias)
     y = conv(x, kernel, stride=stride, padding=padding, impl=impl)
-    return relu_pool(y + per_channel(bias, impl).astype(y.dtype), pool_size, pooling, impl)
+    y = (y + per_channel(bias, impl)).astype(y.dtype)  # added in float32, so that the bias's gradient is summed in it
+    return relu_pool(y, pool_size, pooling, impl)
 
 
 def dense(
@@ -153,10 +154,5 @@ def dense(
 ) -> Float[Array, "batch out"]:
     """`x @ kernel`, called as `nn.Dense` calls `lax.dot_general`."""
     if impl == "matmul":
-        return products.dense(x, _beside(x, kernel))
+        return products.dense(x, kernel)
     return lax.dot_general(x, kernel, dimension_numbers, **options)
-
-
-def _beside(x: Array, parameter: Array) -> Array:
-    """The parameter, in `shard_map` as one copy a device like `x`: its gradient is then summed over devices."""
-    return parameter + jnp.zeros_like(x, parameter.dtype, ())
