@@ -79,11 +79,15 @@ def test_the_test_set_is_scored_only_when_all_have_trained(tmp_path, digits_data
         (["--ensemble=9"], "--seeds=9"),
         (["--recipe=configs/no.py"], "is no config file"),
         (["--seeds=1"], "seeds"),
+        (["--views=3", "--", "--config.augment.final_scale=0.0"], "leave out --views"),
+        (["--views=3", "--", "--config.augment.final_scales=0.0"], "Did you mean"),
     ],
 )
-def test_mistakes(arguments, hint):
-    process = start("experiments.record", *arguments)
-    assert hint in finish(process, 2).stderr
+def test_mistakes(arguments, hint, tmp_path):
+    process = start("experiments.record", f"--workdir={tmp_path / 'record'}", *arguments)
+    error = finish(process, 2).stderr
+    assert hint in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "record").exists()
 
 
 def test_a_run_that_fails_is_named(tmp_path):

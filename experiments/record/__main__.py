@@ -7,12 +7,14 @@ trained are they scored, averaged to ensembles, and compared by McNemar's test. 
 again: finished runs stay, interrupted ones go on. What follows `--` goes to every training command.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
 from experiments.record import results, runs
 from mnist_flax import cli
+from mnist_flax import config as config_lib
 
 _SEEDS = flags.DEFINE_integer("seeds", 5, "runs of each recipe, with seeds 0, 1, ...", lower_bound=2)
 _ENSEMBLE = flags.DEFINE_integer("ensemble", 5, "members of an ensemble", lower_bound=2)
@@ -25,12 +27,25 @@ _REFERENCE = flags.DEFINE_string("reference", "configs/default.py", "the config 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/record", "directory of all runs and of the results")
 
 
+def check_views(recipe: str, overrides: Sequence[str], copies: int) -> None:
+    """Raises UserError if a recipe, with --config.KEY=VALUE, moves no image, so that there can be no views."""
+    from mnist_flax import train, views
+
+    holder, arguments = config_lib.define_flag(["record", f"--config={recipe}", *overrides])
+    with cli.flag_errors():
+        flags.FLAGS(arguments)
+    config_lib.check(holder.value)
+    views.look_again(train.make_network([holder.value], 10), holder.value, copies)
+
+
 def main(argv: list[str]) -> int:
     if _ENSEMBLE.value > _SEEDS.value:
         raise cli.UserError(f"--ensemble={_ENSEMBLE.value} takes at least as many seeds: --seeds={_ENSEMBLE.value}")
     for path in (_RECIPE.value, _REFERENCE.value):
         if not Path(path).is_file():
             raise cli.UserError(f"{path} is no config file")
+    if _VIEWS.value > 1:
+        check_views(_RECIPE.value, argv[1:], _VIEWS.value)
     place = Path(_WORKDIR.value)
     recipe, reference = (
         [
