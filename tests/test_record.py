@@ -61,7 +61,7 @@ def test_the_test_set_is_scored_only_when_all_have_trained(tmp_path, digits_data
     for key, recipe in (("accuracy", "digits"), ("reference_accuracy", "tiny")):
         summaries = [json.loads((tmp_path / recipe / f"{seed}/summary.json").read_text()) for seed in range(2)]
         assert found[key]["values"] == pytest.approx([each["test_accuracy"] for each in summaries])
-    assert json.loads((tmp_path / "ensemble_2" / "summary.json").read_text())["members"] == 2
+    assert json.loads((tmp_path / "digits_ensemble_2" / "summary.json").read_text())["members"] == 2
     assert "| 1 |" in (tmp_path / "results.md").read_text()
 
     out = command("experiments.record", "--views=3", *arguments).stdout
@@ -71,6 +71,14 @@ def test_the_test_set_is_scored_only_when_all_have_trained(tmp_path, digits_data
         scores = json.loads((tmp_path / "digits" / str(seed) / "evaluation_test_3_views.json").read_text())
         assert found["views_accuracy"]["values"][seed] == pytest.approx(scores["accuracy"])
     assert "3 views, disjoint ensembles of 2" in out and len(found["views_ensemble_accuracy"]["values"]) == 1
+
+    # Of another recipe in the same directory the ensemble is another, and what stands in its place gets one line.
+    swapped = ("--recipe=configs/tiny.py", "--reference=configs/digits.py", *arguments[2:])
+    (tmp_path / "tiny_ensemble_2").mkdir()
+    (tmp_path / "tiny_ensemble_2" / "notes.txt").touch()
+    error = command("experiments.record", *swapped, status=2).stderr
+    assert "tiny_ensemble_2 is neither empty nor an ensemble" in error and len(error.splitlines()) == 1
+    assert json.loads((tmp_path / "results.json").read_text())["recipe"] == "tiny"
 
 
 @pytest.mark.parametrize(

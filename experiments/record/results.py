@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from experiments.record.runs import Training
 from experiments.summarize import mean_interval
 from mnist_flax import metrics, progress, run
+from mnist_flax.cli import RunError
 
 Correct = Bool[np.ndarray, " examples"]
 
@@ -31,12 +32,15 @@ def mcnemar(first: Correct, second: Correct) -> dict[str, Any]:
 
 
 def write(place: Path, recipe: Sequence[Training], reference: Sequence[Training], size: int, views: int) -> None:
-    """Scores all runs together, prints the table, and writes results.json and results.md in `place`.
+    """Scores all runs together, prints the table, and writes results.json, results.md and an ensemble in `place`.
+
+    Ends the process with status 2 where something else stands in the ensemble's place, all else being written.
 
     With more `views` than one, the recipe is scored with them too: see `mnist_flax.views`.
 
     Raises:
       UserError: its images were not moved in training, so there are no views.
+      RunError: the ensemble cannot be made.
     """
     logits, labels = _test_logits(recipe)
     reference_logits, _ = _test_logits(reference)
@@ -54,11 +58,16 @@ def write(place: Path, recipe: Sequence[Training], reference: Sequence[Training]
     text = markdown(found, *names)
     (place / "results.md").write_text(text)
     progress.console.print(text)
+    progress.console.print(f"written: {place / 'results.json'} and {place / 'results.md'}")
     members = [str(training.directory) for training in recipe[:size]]
-    ensemble = place / f"ensemble_{size}"
+    ensemble = place / f"{names[0]}_ensemble_{size}"
     command = [sys.executable, "-m", "mnist_flax.ensemble", *members, f"--workdir={ensemble}"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    progress.console.print(f"written: {place / 'results.json'}, {place / 'results.md'} and the ensemble {ensemble}")
+    status = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+    if status == 2:
+        sys.exit(2)  # it has said what is wrong
+    if status:
+        raise RunError(f"the ensemble {ensemble} ended with status {status}: the same command makes it")
+    progress.console.print(f"written: the ensemble {ensemble}")
 
 
 def score(
