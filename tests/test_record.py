@@ -87,11 +87,16 @@ def test_the_test_set_is_scored_only_when_all_have_trained(tmp_path, digits_data
         (["--ensemble=9"], "--seeds=9"),
         (["--recipe=configs/no.py"], "is no config file"),
         (["--seeds=1"], "seeds"),
+        (["oops"], "'oops' is no flag"),
+        (["--recipe=configs/default.py"], "two recipes of different names"),
+        (["--recipe={}/default.py"], "two recipes of different names"),
         (["--views=3", "--", "--config.augment.final_scale=0.0"], "leave out --views"),
         (["--views=3", "--", "--config.augment.final_scales=0.0"], "Did you mean"),
     ],
 )
 def test_mistakes(arguments, hint, tmp_path):
+    (tmp_path / "default.py").touch()
+    arguments = [argument.format(tmp_path) for argument in arguments]
     process = start("experiments.record", f"--workdir={tmp_path / 'record'}", *arguments)
     error = finish(process, 2).stderr
     assert hint in error and len(error.splitlines()) == 1

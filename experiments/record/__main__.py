@@ -39,11 +39,20 @@ def check_views(recipe: str, overrides: Sequence[str], copies: int) -> None:
 
 
 def main(argv: list[str]) -> int:
+    if bad := [argument for argument in argv[1:] if not argument.startswith("--config.")]:
+        raise cli.UserError(
+            f"{bad[0]!r} is no flag: see --help; fields of the config go after --, as --config.KEY=VALUE"
+        )
     if _ENSEMBLE.value > _SEEDS.value:
         raise cli.UserError(f"--ensemble={_ENSEMBLE.value} takes at least as many seeds: --seeds={_ENSEMBLE.value}")
     for path in (_RECIPE.value, _REFERENCE.value):
         if not Path(path).is_file():
             raise cli.UserError(f"{path} is no config file")
+    if Path(_RECIPE.value).stem == Path(_REFERENCE.value).stem:
+        raise cli.UserError(
+            f"--recipe={_RECIPE.value} and --reference={_REFERENCE.value} would be trained in one directory: "
+            "name two recipes of different names"
+        )
     if _VIEWS.value > 1:
         check_views(_RECIPE.value, argv[1:], _VIEWS.value)
     place = Path(_WORKDIR.value)
