@@ -24,7 +24,7 @@ _LOCK_KEY = 0x6D6E697374  # of PostgreSQL's advisory lock
 
 
 def default_url(directory: Path) -> str:
-    return f"sqlite:///{directory.resolve() / 'study.db'}"
+    return sqlalchemy.URL.create("sqlite", database=str(directory.resolve() / "study.db")).render_as_string()
 
 
 def connect(url: str, heartbeat: int) -> RDBStorage:

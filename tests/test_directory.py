@@ -22,13 +22,14 @@ def open_study(place):
 @pytest.fixture
 def place(tmp_path):
     """A study directory, its study without trials."""
-    place = tmp_path / "study"
+    place = tmp_path / "which? {100%41} #1" / "study"
     record = directory.prepare(place, DEFINITION, None)
     worker.join(record.name, DEFINITION, storage.connect(record.storage, heartbeat=60), place)
     return place
 
 
 def test_a_study_that_is_copied_or_moved_takes_its_trials_along(place):
+    assert (place / "study.db").exists()
     trial = optuna.create_trial(value=0.5)
     open_study(place).add_trial(trial)
     copied = shutil.copytree(place, place.with_name("copied"))
