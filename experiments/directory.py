@@ -39,6 +39,7 @@ def prepare(place: Path, definition: space.Definition, url: str | None) -> Recor
     Raises:
       UserError: the directory holds something else, cannot be written, or its study lies in another storage.
     """
+    url = storage.absolute(url) if url else None
     if place.exists() and (not place.is_dir() or {path.name.removesuffix(".tmp") for path in place.iterdir()} - _OURS):
         raise UserError(f"--workdir={place} is neither empty nor a study directory: use another directory")
     try:
@@ -60,7 +61,7 @@ def prepare(place: Path, definition: space.Definition, url: str | None) -> Recor
             run.write_json(place / "config.json", {"config": definition.config.to_dict()})
             run.write_json(place / "study.json", details)
     record = read(place)
-    if url and storage.public(url) != record.storage:
+    if url and storage.public(url) != storage.public(storage.absolute(record.storage)):
         raise UserError(
             f"{place} is a study in {record.storage}: use another --workdir for --storage={storage.public(url)}"
         )

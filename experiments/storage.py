@@ -27,6 +27,20 @@ def default_url(directory: Path) -> str:
     return sqlalchemy.URL.create("sqlite", database=str(directory.resolve() / "study.db")).render_as_string()
 
 
+def absolute(url: str) -> str:
+    """The address with the path of an SQLite file made absolute, since a study is opened from other directories, too.
+
+    Raises:
+      UserError: it names no file, so that all would be lost at the end.
+    """
+    if not url.startswith("sqlite:///"):
+        return url
+    address = sqlalchemy.make_url(url)
+    if address.database in (None, "", ":memory:"):
+        raise UserError(f"--storage={url} is a database in memory, lost at the end: name a file, sqlite:///PATH")
+    return address.set(database=str(Path(address.database).absolute())).render_as_string()
+
+
 def connect(url: str, heartbeat: int) -> RDBStorage:
     """Opens the database, and makes its tables where there are none.
 

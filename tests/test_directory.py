@@ -48,6 +48,17 @@ def test_a_storage_that_was_named_is_where_it_was(tmp_path, url):
     assert directory.read(moved).storage == url
 
 
+def test_a_storage_in_a_file_is_found_from_another_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for url in ("sqlite:///", "sqlite:///:memory:"):
+        with pytest.raises(directory.UserError, match="name a file"):
+            directory.prepare(tmp_path / "study", DEFINITION, url)
+    assert not (tmp_path / "study").exists()
+    for _ in range(2):  # the second time, it goes on
+        record = directory.prepare(tmp_path / "study", DEFINITION, "sqlite:///other.db")
+        assert record.storage == directory.read(tmp_path / "study").storage == f"sqlite:///{tmp_path / 'other.db'}"
+
+
 def test_what_a_killed_write_left_is_no_trouble(place):
     for name in ("winner.py", "study.json", "report.html", "confirmation.json"):
         (place / f"{name}.tmp").write_text("{")
