@@ -2,6 +2,7 @@
 
 from __future__ import annotations  # matplotlib's types without its import
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours that are dark enough for points, with a marker each for those who cannot tell them apart.
+# Okabe and Ito's colours that are dark enough for points, with a marker each for those who cannot tell them apart. From
+# the ninth on, colours come again with the next marker.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#5F6368")
-SERIES = tuple(zip(COLOURS, "os^Dv<>P", strict=True))
+SERIES = tuple((COLOURS[i % 8], "os^Dv<>P"[(i + i // 8) % 8]) for i in range(64))
 FEW = 8  # values of a choice that are drawn side by side, each at its own place
 
 
@@ -291,7 +293,7 @@ def figure_scientific(trials: Sequence[Trial], key: Axis, others: Sequence[Axis]
     figure = Figure(figsize=(4.3 * columns, 3.8 * rows + 0.6))
     panels = np.atleast_1d(figure.subplots(rows, columns, sharey=True)).ravel()
     cap = _cap([t.value for t in complete])
-    for place, (value, (colour, marker)) in enumerate(zip(key.ticks, SERIES, strict=False)):
+    for place, (value, (colour, marker)) in enumerate(zip(key.ticks, itertools.cycle(SERIES), strict=False)):
         mine = [t for t in complete if t.params[key.key] == value]
         panels[0].scatter([place] * len(mine), np.minimum([t.value for t in mine], cap), s=18, color=colour, alpha=0.4)
         lowest = min((t.value for t in mine), default=math.nan)

@@ -105,6 +105,20 @@ def test_the_ring_of_the_best_lies_on_its_dot_also_where_dots_are_spread():
     assert ring.get_xydata()[0].tolist() in dots.tolist() and ring.get_ydata()[0] == 0.02
 
 
+def test_every_value_of_a_scientific_choice_is_drawn_each_in_its_own_way():
+    widths = [[4 * i, 8 * i] for i in range(1, 11)]
+    ranges = {
+        "model.channels": {"kind": "choice", "values": widths},
+        "optimizer.name": {"kind": "choice", "values": ["adam", "sgd"]},
+    }
+    key, other = (study_figures.make_axis(*each) for each in ranges.items())
+    params = [{key.key: width, other.key: name} for width in key.ticks for name in other.ticks]
+    trials = [Trial(i, each, "complete", 0.02 + 0.001 * i, []) for i, each in enumerate(params)]
+    all_trials, panel = study_figures.figure_scientific(trials, key, [other], "validation_error").axes
+    assert len(all_trials.collections) == len(panel.lines) == 10
+    assert len({(line.get_color(), line.get_marker()) for line in panel.lines}) == 10
+
+
 def test_means_of_a_confirmation_are_drawn_where_they_are():
     values = {"baseline": [0.9, 0.91, 0.98], "winner": [0.97, 0.99, 0.98]}
     gaps = {"values": [0.07, 0.08, 0.0], "mean": 0.05, "half_interval": 0.1}
