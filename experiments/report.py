@@ -23,7 +23,8 @@ EDGE = 0.05  # of a range, at either end: a best trial there says that the range
 IMPORTANCE_TRIALS = 8  # complete trials, at least, for a forest to mean anything
 CAPTIONS = {
     "scientific": "What the study asks about. Left, all trials by the scientific hyperparameter, a bar at the best; "
-    "then against every other range. Where a range has few values, means over trials that differ in nothing but seed.",
+    "then against every other range. Where a range is a choice of few, means over the trials in which all other such "
+    "choices have their most frequent value.",
     "isolation": "Isolation plots: every trial against one hyperparameter at a time. Infeasible trials lie along the "
     "top; dotted lines are the ends of a range; the best trial is ringed.",
     "importance": "How much of the variance of the objective each hyperparameter explains by itself (fANOVA, Hutter et "

@@ -283,7 +283,7 @@ def figure_budget(trials: Sequence[Trial], objective: str) -> Figure:
 def figure_scientific(trials: Sequence[Trial], key: Axis, others: Sequence[Axis], objective: str) -> Figure:
     """The objective for each value of a scientific hyperparameter: its best trials, and against each other range.
 
-    A panel of few values shows means, over trials in which all other choices have their most frequent value.
+    A panel of few values shows means, over trials in which all other such choices have their most frequent value.
     """
     from matplotlib.figure import Figure
 
