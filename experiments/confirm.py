@@ -57,7 +57,8 @@ def write_winner(place: Path, study: optuna.Study, config: ConfigDict) -> Path:
 def run_confirmation(place: Path, seeds: int, population: int, heartbeat: int, stop: Callable[[], bool]) -> None:
     """Trains winner and baseline (the study's config as it stands) with the same fresh seeds, and compares them.
 
-    A study of its own, in the same storage: it is stopped, resumed and shared like the search.
+    A study of its own, in the same storage: it is stopped, resumed and shared like the search. Where the two are the
+    same but for their seed, nothing is trained or written, and a line says so.
     """
     record = directory.read(place)
     database = storage.connect(record.storage, heartbeat)
@@ -66,6 +67,9 @@ def run_confirmation(place: Path, seeds: int, population: int, heartbeat: int, s
     path = write_winner(place, study, record.config)
     baseline = restored(record.config, study.user_attrs["baseline"])
     won = restored(record.config, trial.user_attrs["config"])
+    if {**won, "seed": 0} == {**baseline, "seed": 0}:
+        print(f"the winner, trial {trial.number}, is the baseline: there is nothing to compare")
+        return
     fresh = range(FRESH, FRESH + seeds)
     sweep = [{**fields, "seed": seed} for seed in fresh for fields in (won, baseline)]
     # A range of seeds, not a choice: their number may grow.

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from experiments import directory, space, storage, worker
 from mnist_flax.config import default_config
+from tests.commands import command
 
 DEFINITION = space.Definition(default_config(), {"seed": space.integer(0, 9)}, [], space.Plan())
 
@@ -38,6 +39,12 @@ def test_a_study_that_is_copied_or_moved_takes_its_trials_along(place):
     moved = place.rename(place.with_name("moved"))
     assert len(open_study(moved).trials) == 1 and len(open_study(copied).trials) == 3
     assert directory.prepare(moved, DEFINITION, None) == directory.read(moved)
+
+
+def test_a_baseline_that_won_is_not_compared_with_itself(place):
+    open_study(place).add_trial(optuna.create_trial(value=0.5, user_attrs={"config": {"seed": 3}}))
+    assert "trial 0, is the baseline" in command("experiments.study", "confirm", place).stdout
+    assert not (place / "confirmation.json").exists()
 
 
 @pytest.mark.parametrize("url", ["sqlite:///{}/other.db", "sqlite:///{}/study.db"])
