@@ -52,6 +52,8 @@ def _cpu_seconds() -> float:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise cli.UserError(f"{argv[1]!r} is no flag: see --help")
+    if _DIRECTORY.value and not Path(_DIRECTORY.value).is_dir():
+        raise cli.UserError(f"--directory={_DIRECTORY.value} is no directory: make it, or name another")
     config = _CONFIG.value
     config_lib.check(config)
     state = jax.jit(lambda: train.init_state(config, len(data.CLASS_NAMES[config.dataset]), 0))()

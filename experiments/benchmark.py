@@ -237,6 +237,9 @@ def _examples() -> tuple[data.Split, str]:
 
 
 def check(peers: Sequence[str], dtypes: Sequence[str], batches: Sequence[str], examples: int) -> None:
+    for flag, values in (("dtype", dtypes), ("batch", batches)):
+        if not values:
+            raise cli.UserError(f"--{flag}= names nothing: name one or more, or leave it out")
     for name in peers:
         if name not in PACKAGES:
             raise cli.UserError(f"--peers={name} is unknown: choose from {', '.join(PACKAGES)}")

@@ -34,9 +34,14 @@ _SEEDS = flags.DEFINE_integer("seeds", 10, "confirm: fresh seeds that winner and
 
 
 def load_module(path: str) -> Any:
-    """The config file as a module."""
+    """The config file as a module.
+
+    Raises:
+      UserError: its name is not that of a Python file.
+    """
     spec = importlib.util.spec_from_file_location("study_config", path)
-    assert spec and spec.loader
+    if not (spec and spec.loader):
+        raise cli.UserError(f"--config={path} is no Python file: name it NAME.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["study_config"] = module
     spec.loader.exec_module(module)

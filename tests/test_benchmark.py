@@ -48,12 +48,19 @@ def test_project_and_plain_flax_run_in_turns(tmp_path, without_mnist, norm):
         ("--batch=12,x", "--batch=x must be a whole number"),
         ("--batch=1000000", "from 1 to 55,000"),
         ("--dtype=float16", "choose from bfloat16, float32"),
+        ("--batch=", "--batch= names nothing"),
+        ("--dtype=", "--dtype= names nothing"),
         ("--rounds=0", "rounds"),
     ],
 )
 def test_mistakes_get_one_line(tmp_path, without_mnist, flag, message):
     result = command(COMMAND, "--peers=flax", f"--out={tmp_path / 'out'}", flag, status=2)
     assert message in result.stderr and not (tmp_path / "out").exists()
+
+
+def test_a_place_to_save_to_that_is_not_there_gets_one_line():
+    error = command("experiments.bench_saving", "--directory=nope/x", status=2).stderr
+    assert "--directory=nope/x is no directory" in error and len(error.splitlines()) == 1
 
 
 def test_a_missing_peer_names_the_extra(tmp_path, without_mnist, monkeypatch):

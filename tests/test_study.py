@@ -307,7 +307,9 @@ def test_mistakes_get_one_line_and_leave_the_study_as_it_was(shared, arguments, 
     place, command_line, *_ = shared
     before = (place / "study.json").read_bytes(), len(trials(place))
     other = study_file(tmp_path / "other.py", SEARCH.replace("3e-2", "2e-2"))
+    unnamed = study_file(tmp_path / "search.cfg")
     for wrong, hint in (
+        ((f"--config={unnamed}", *command_line[1:]), "is no Python file"),
         ((f"--config={other}", *command_line[1:]), "study of another config"),
         ((*command_line, "--config.batch_size=16"), "config.batch_size: 32 -> 16"),
         ((*command_line, "--storage=sqlite:////nowhere/study.db"), "use another --workdir"),
