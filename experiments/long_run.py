@@ -54,7 +54,8 @@ def watch(command: list[str], directory: Path) -> list[dict[str, Any]]:
     """Runs a training command to its end; gives an observation for each epoch that was seen to end.
 
     Raises:
-      RunError: the command failed, or a file was not whole while it was written.
+      SystemExit: the command refused what it was given.
+      RunError: it failed, or a file was not whole while it was written.
     """
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     reader, observations = Reader(directory), []
@@ -73,6 +74,8 @@ def watch(command: list[str], directory: Path) -> list[dict[str, Any]]:
         if process.poll() is None:  # interrupted
             process.kill()
             process.wait()
+    if process.returncode == 2:
+        sys.exit(2)  # a mistake, which it has told
     if process.returncode:
         raise cli.RunError(f"{' '.join(command)} ended with status {process.returncode}")
     return observations

@@ -51,7 +51,8 @@ def measure(recipe: str, fields: Mapping[str, int]) -> dict[str, Any]:
     """Trains once with the real command: seconds, and MB of memory at the end of each epoch and at most.
 
     Raises:
-      RunError: the command failed.
+      SystemExit: the command refused what it was given.
+      RunError: it failed.
     """
     with tempfile.TemporaryDirectory() as parent:
         directory = Path(parent) / "run"
@@ -89,6 +90,8 @@ def _watch(command: Sequence[str], metrics: Path) -> tuple[list[float], float]:
             process.kill()
             process.wait()
     process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode == 2:
+        sys.exit(2)  # a mistake, which it has told
     if process.returncode:
         raise cli.RunError(f"{' '.join(command)} ended with status {process.returncode}")
     return memory, usage.ru_maxrss / 1024

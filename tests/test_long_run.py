@@ -17,3 +17,8 @@ def test_files_are_whole_while_a_run_writes_them_and_old_checkpoints_go(digits_d
         assert observation["checkpoints"] <= 4  # two, the best, and the one that is being replaced
     kept = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert kept[-2:] == [29 * 8, 30 * 8] and len(kept) <= 3
+
+
+def test_what_training_refuses_is_told_once(tmp_path):
+    ended = command("experiments.long_run", f"--workdir={tmp_path}", "--", "--config.batch_size=0", status=2)
+    assert "out of range" in ended.stderr and len(ended.stderr.splitlines()) == 1

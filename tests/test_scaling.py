@@ -40,3 +40,9 @@ def test_a_sweep_that_is_unknown_gets_one_line(tmp_path, sweeps):
     ended = command("experiments.scaling", f"--sweeps={sweeps}", f"--out={tmp_path / 'out'}", status=2)
     assert "must be some of examples,epochs,batch" in ended.stderr and len(ended.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+@needs_linux
+def test_what_training_refuses_is_told_once(tmp_path):
+    ended = command("experiments.scaling", "--recipe=no.py", f"--out={tmp_path}", status=2)
+    assert "no.py is no file" in ended.stderr and len(ended.stderr.splitlines()) == 1
