@@ -54,7 +54,7 @@ class Dimension:
     condition: tuple[str, tuple] | None = None
 
     def when(self, key: str, *values: Any) -> "Dimension":
-        """The same range, which is there only where `key`, named before it, has one of the values."""
+        """The same range, there only where `key`, a choice or an integer named before it, has one of the values."""
         return replace(self, condition=(key, tuple(map(_plain, values))))
 
     def describe(self) -> str:
@@ -230,6 +230,13 @@ def _check_key(key: Any, config: ConfigDict) -> None:
         raise UserError(f"space: {key} is no field of the config" + (f": did you mean {near[0]}?" if near else ""))
 
 
+def _can_be(dimension: Dimension, value: Any) -> bool:
+    """Whether trials have this value; one number of a range of real ones they never have."""
+    if dimension.kind == "choice":
+        return value in dimension.values
+    return dimension.kind == "integer" and isinstance(value, int) and dimension.low <= value <= dimension.high
+
+
 def _check_dimension(key: str, dimension: Dimension, definition: Definition) -> None:
     space = definition.space
     if not isinstance(dimension, Dimension):
@@ -252,9 +259,7 @@ def _check_dimension(key: str, dimension: Dimension, definition: Definition) -> 
         before = list(space)[: list(space).index(key)]
         if parent not in before:
             raise UserError(f"space: {key} depends on {parent}, which must be named before it")
-        if not values or (
-            space[parent].kind == "choice" and not all(value in space[parent].values for value in values)
-        ):
+        if not values or not all(_can_be(space[parent], value) for value in values):
             raise UserError(f"space: {key} depends on values that {parent} never has: {list(values)}")
         condition = {parent: values[0]}
     if not definition.sweep:  # the entries of a sweep are checked whole

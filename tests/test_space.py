@@ -22,6 +22,8 @@ SPACE = {
     "model.channels": space.choice((8, 16, 32), (4, 4, 4)),
 }
 
+EPOCHS = {"num_epochs": space.integer(1, 2)}
+
 
 def define(**functions):
     return space.define(SimpleNamespace(**functions), default_config())
@@ -152,6 +154,9 @@ def test_a_target_that_is_not_asked_for_makes_no_difference():
         ({"search_space": {"num_epochs": space.integer(1.5, 4)}}, "whole ends"),
         ({"search_space": {"optimizer.name": space.choice("adam", "adamm")}}, "adamm"),
         ({"search_space": {"seed": space.integer(0, 3).when("batch_size", 8)}}, "named before"),
+        ({"search_space": EPOCHS | {"seed": space.integer(0, 3).when("num_epochs", 2, 99)}}, "never has: .*99"),
+        ({"search_space": EPOCHS | {"seed": space.integer(0, 3).when("num_epochs", "2")}}, "never has"),
+        ({"search_space": SPACE | {"seed": space.integer(0, 3).when(RATE, 1e-2)}}, "never has"),
         ({"search_space": {"dataset": space.choice("mnist", "kmnist")}}, "the same for all members"),
         ({"search_space": {"patience": space.integer(0, 2)}}, "to its end"),
         ({"sweep": [{"optimizer.learning_rate": -1.0}]}, "out of range"),
@@ -171,6 +176,12 @@ def test_a_space_that_cannot_be_is_refused_in_one_line(functions, hint):
     with pytest.raises(UserError, match=hint) as caught:
         define(**{name: lambda value=value: value for name, value in functions.items()})
     assert "\n" not in str(caught.value)
+
+
+def test_a_range_may_depend_on_a_whole_number():
+    ranges = EPOCHS | {"seed": space.integer(0, 9).when("num_epochs", 2)}
+    trials = ask(8, ranges=define(search_space=lambda: ranges).space)
+    assert [("seed" in trial) for trial in trials] == [trial["num_epochs"] == 2 for trial in trials]
 
 
 def test_lists_may_be_given_for_tuples():
