@@ -70,7 +70,6 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise cli.UserError(f"{argv[1]!r} is no flag: override a field with --config.KEY=VALUE")
     config, path = _CONFIG.value, Path(_FIGURE.value)
-    config_lib.recipe_path()
     config_lib.check(config)
     outputs.check("figure", path, ".png")
     from mnist_flax import data

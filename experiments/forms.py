@@ -25,7 +25,6 @@ class Score(NamedTuple):
     read: int = 0
     unsure: int = 0  # answered "?"
     wrong: int = 0  # answered, and wrong
-    likeliest: int = 0  # right if "?" were replaced by the likeliest class
     missed: int = 0  # not found at their place
     extra: int = 0  # found where there is none
     numbers: int = 0
@@ -51,7 +50,6 @@ def score(form, reading) -> Score:
         read=sum(digit.text == label for label, digit in found),
         unsure=sum(not digit.answered for _, digit in found),
         wrong=sum(digit.answered and digit.text != label for label, digit in found),
-        likeliest=sum(str(digit.likeliest) == label for label, digit in found),
         missed=len(truth) - len(found),
         extra=len(digits) - len(found),
         numbers=len(texts),

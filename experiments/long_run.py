@@ -4,7 +4,7 @@
 
 Trains with the real command and looks at it from outside after every epoch: resident memory, threads, open files, bytes
 under the run directory, checkpoints kept; and reads metrics.jsonl and the TensorBoard file, which must be whole at
-every moment. Prints medians over each tenth of the run, and writes `long_run.json` beside the run directory.
+every moment. Prints medians over each tenth of the run, and writes `DIR.json` beside the run directory DIR.
 """
 
 import contextlib
