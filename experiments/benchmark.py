@@ -1,6 +1,6 @@
 """Trains the same network in this project and in other libraries, in turns: who is how fast?
 
-    pip install '.[peers]'
+    pip install -e '.[peers]'
     python -m experiments.benchmark [--peers=torch,keras,flax] [--batch=128,1024] [--dtype=bfloat16,float32] [--out=DIR]
 
 The network is that of `configs/classic.py`, with `--batch_norm` after each convolution too; batches, their order and
@@ -246,7 +246,7 @@ def check(peers: Sequence[str], dtypes: Sequence[str], batches: Sequence[str], e
         missing = [package for package in PACKAGES[name] if importlib.util.find_spec(package) is None]
         if missing:
             raise cli.UserError(
-                f"--peers={name} needs {' and '.join(missing)}: run pip install '.[peers]', or name other --peers"
+                f"--peers={name} needs {' and '.join(missing)}: run pip install -e '.[peers]', or name other --peers"
             )
     for dtype in dtypes:
         if dtype not in ("bfloat16", "float32"):

@@ -1,6 +1,6 @@
 """The peer of `configs/speedrun.py`: train_mnist_fast's recipe in PyTorch, from process start to test accuracy.
 
-    pip install '.[peers]'
+    pip install -e '.[peers]'
     python -m experiments.speedrun_peer [SEED]
 
 One epoch of all 60,000 images: convolutions 5-24 and 3-32, each with ReLU and 2x2 max pooling, dense 256; batches of
