@@ -169,7 +169,8 @@ def _try_recipe(name: str) -> None:
         get_config = runpy.run_path(path).get("get_config")
         if get_config is None:
             raise UserError(f"--config={path} has no function get_config(): see configs/default.py")
-        get_config(argument) if argument else get_config()
+        if (get_config(argument) if argument else get_config()) is None:
+            raise UserError(f"--config={path}: get_config() returns nothing: end it with `return config`")
     except UserError:
         raise
     except (Exception, SystemExit) as error:

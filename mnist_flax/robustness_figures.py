@@ -55,7 +55,7 @@ def figure_corruptions(images: UInt8[np.ndarray, "images 28 28"]) -> Figure:
     """What the corruptions look like: an image as it is and at each severity, another image for each family."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.2, 12.4))
+    figure = Figure(figsize=(6.2, 12.4), layout="compressed")  # axes keep their shape, and labels their place beside
     axes = figure.subplots()
     for row, name in enumerate(FAMILIES):
         number = np.array([row % len(images)])
