@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments import extra, study_figures
 from experiments.study_figures import Axis, Trial
-from mnist_flax import cli, durable, report
+from mnist_flax import cli, durable, progress, report
 
 if TYPE_CHECKING:
     import optuna
@@ -159,7 +159,7 @@ def page(
         scores = confirmation["test_accuracy"]
         gap = scores["difference"]
         note = f"winner over baseline, {len(confirmation['seeds'])} seeds"
-        tiles.append(("test accuracy", report.percent(scores["winner"]["mean"]), "winner, mean over fresh seeds"))
+        tiles.append(("test accuracy", progress.percent(scores["winner"]["mean"]), "winner, mean over fresh seeds"))
         tiles.append(("difference", f"{100 * gap['mean']:+.2f} +- {100 * gap['half_interval']:.2f}", f"points, {note}"))
     notes = [*edges]
     if not confirmation:
@@ -205,7 +205,7 @@ def page(
 
 
 def shown_value(objective: str, value: float) -> str:
-    return report.percent(value) if objective == "validation_error" else f"{value:.4g}"
+    return progress.percent(value) if objective == "validation_error" else f"{value:.4g}"
 
 
 def _span(scale: Mapping[str, Any]) -> str:

@@ -1,6 +1,8 @@
 """What a person sees of a run: a parameter table, a live bar in a terminal, a plain line an epoch elsewhere."""
 
 import contextlib
+import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -26,15 +28,15 @@ def print_parameters(params: dict) -> int:
     """Prints name, shape and size of every parameter; gives their number."""
     import jax
 
-    shown = table("parameter", "shape", "size", title="Parameters")
+    parameters = table("parameter", "shape", "size", title="Parameters")
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     for path, leaf in leaves:
         name = "/".join(entry.key for entry in path)
-        shown.add_row(name, " x ".join(map(str, leaf.shape)), f"{leaf.size:,}")
+        parameters.add_row(name, " x ".join(map(str, leaf.shape)), f"{leaf.size:,}")
     total = sum(leaf.size for _, leaf in leaves)
-    shown.add_section()
-    shown.add_row("total", "", f"{total:,}")
-    console.print(shown)
+    parameters.add_section()
+    parameters.add_row("total", "", f"{total:,}")
+    console.print(parameters)
     return total
 
 
@@ -71,9 +73,28 @@ def print_summary(summary: dict) -> None:
     fields = table("", "", show_header=False)
     fields.columns[1].justify = "left"
     for name, value in summary.items():
-        shown = f"{value:.2%}" if name.endswith("accuracy") and value is not None else value
-        fields.add_row(name, f"{shown:,.4g}" if isinstance(shown, float) else str(shown))
+        fields.add_row(name, shown(name, value))
     console.print(fields)
+
+
+def percent(share: float | None) -> str:
+    return "none" if share is None else f"{100 * share:.2f} %"
+
+
+def shown(name: str, value: Any) -> str:
+    """A field of summary.json for people: shares as percentages, seconds as durations, thousands apart."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return plain(value)
+    if name.endswith("accuracy"):
+        return percent(value)
+    if name.endswith("seconds"):
+        minutes, seconds = divmod(round(value), 60)
+        return f"{value:.1f} s" if value < 59.95 else f"{minutes} min {seconds} s"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}" if abs(value) < 10 else f"{value:,.0f}"
+
+
+def plain(value: Any) -> str:
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def print_scores(scores: dict, class_names: tuple[str, ...]) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from mnist_flax import cli, durable, figures, metrics, run
 from mnist_flax import config as config_lib
+from mnist_flax.progress import percent, plain, shown
 
 CAPTIONS = {
     "learning_curves": "How training went. Training values are means over each epoch with dropout and augmentation "
@@ -216,26 +217,6 @@ def table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
         for first, *rest in rows
     )
     return f"<table>{top}<tbody>{''.join(body)}</tbody></table>"
-
-
-def percent(share: float | None) -> str:
-    return "none" if share is None else f"{100 * share:.2f} %"
-
-
-def shown(name: str, value: Any) -> str:
-    """A field of summary.json for people: shares as percentages, seconds as durations, thousands apart."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return plain(value)
-    if name.endswith("accuracy"):
-        return percent(value)
-    if name.endswith("seconds"):
-        minutes, seconds = divmod(round(value), 60)
-        return f"{value:.1f} s" if value < 59.95 else f"{minutes} min {seconds} s"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}" if abs(value) < 10 else f"{value:,.0f}"
-
-
-def plain(value: Any) -> str:
-    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 CSS = """

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_flax import report, run
+from mnist_flax import progress, report, run
 from mnist_flax.cli import UserError
 from tests.commands import command
 
@@ -160,7 +160,7 @@ def test_fields_that_are_missing_or_null_are_shown_as_such(tmp_path):
     ],
 )
 def test_fields_of_the_summary_as_people_write_them(name, value, want):
-    assert report.shown(name, value) == want
+    assert progress.shown(name, value) == want
 
 
 def test_a_last_line_cut_short_is_left_out(tmp_path):
