@@ -5,6 +5,7 @@ FILE is an image, a directory of images, or `-` for a list of names on standard 
 
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -99,6 +100,14 @@ def show(name: str, reading: Any, layout: str) -> str:
     return f"{name}: {digit.text} ({certainty if digit.answered else f'likeliest {digit.likeliest}, {certainty}'})"
 
 
+def check_apart(items: Iterable[Item], directory: Path) -> None:
+    """Raises UserError for an image in the directory of annotated copies, of which one may get its name."""
+    place = os.path.realpath(directory)
+    for name in (item.name for item in items if os.path.exists(item.name)):
+        if place in (os.path.dirname(os.path.realpath(name)), os.path.realpath(os.path.dirname(name))):
+            raise cli.UserError(f"--annotate={directory} holds {name}, which is to be read: name another directory")
+
+
 def write_annotated(item: Item, reading: Any, directory: Path, taken: set[str]) -> None:
     """Writes `<directory>/<name of the image>.png`; images of the same name get numbers."""
     from mnist_flax import annotate, images
@@ -106,7 +115,10 @@ def write_annotated(item: Item, reading: Any, directory: Path, taken: set[str]) 
     stem = Path(item.name).stem
     name = next(n for n in itertools.chain([stem], (f"{stem}.{i}" for i in itertools.count(2))) if n not in taken)
     taken.add(name)
-    annotate.annotate(images.load(item.name), reading).save(directory / f"{name}.png")
+    path = directory / f"{name}.png"
+    copy = annotate.annotate(images.load(item.name), reading)
+    path.unlink(missing_ok=True)  # a link there may lead to what the user drew
+    copy.save(path)
 
 
 def main(argv: list[str]) -> int:
@@ -118,7 +130,10 @@ def main(argv: list[str]) -> int:
     reading.require_packages()
     layout = _LAYOUT.value
     directory = Path(_ANNOTATE.value) if _ANNOTATE.value else None
+    items: Iterable[Item] = image_names(argv[2:], sys.stdin)
     if directory:
+        items = list(items)  # all of them, before a copy is written
+        check_apart(items, directory)
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -127,7 +142,7 @@ def main(argv: list[str]) -> int:
 
     failed = False
     taken: set[str] = set()
-    for batch in batches(find(item, layout) for item in image_names(argv[2:], sys.stdin)):
+    for batch in batches(find(item, layout) for item in items):
         sheets = [item.sheet for item in batch if item.sheet]
         results = iter(reading.recognise(sheets, reader.recogniser, reader.threshold))
         for item in batch:

@@ -144,6 +144,36 @@ def test_annotated_copies(digits_run, folder, split, tmp_path):
     assert (np.ptp(around, axis=2) > 80).sum() > bottom - top  # a box in colour
 
 
+@pytest.mark.parametrize("way", ["file", "directory", "list", "link"])
+def test_annotated_copies_never_overwrite_what_is_read(way, digits_run, folder, tmp_path):
+    other = shutil.copy(folder / "7.png", tmp_path / "3.png")  # its copy would be the 3.png of the folder
+    pictures = shutil.copytree(folder, tmp_path / "pictures")
+    before = {path.name: path.read_bytes() for path in pictures.iterdir()}
+    link = tmp_path / "link.png"
+    link.symlink_to(pictures / "3.png")
+    arguments = {"file": [pictures / "3.png"], "directory": [pictures], "list": ["-"], "link": [link]}[way]
+    done = subprocess.run(
+        [sys.executable, "-m", "mnist_flax.predict", digits_run, other, *arguments, f"--annotate={pictures}"],
+        input=f"{pictures / '3.png'}\n",
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert "which is to be read: name another directory" in done.stderr
+    assert {path.name: path.read_bytes() for path in pictures.iterdir()} == before
+
+
+def test_annotated_copies_are_written_anew_and_through_no_link(digits_run, folder, tmp_path):
+    (tmp_path / "3.png").symlink_to(folder / "3.png")
+    before = (folder / "3.png").read_bytes()
+    for _ in range(2):
+        predict(digits_run, folder, f"--annotate={tmp_path}")
+    assert (folder / "3.png").read_bytes() == before
+    assert np.asarray(Image.open(tmp_path / "3.png")).shape == (300, 300, 3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
