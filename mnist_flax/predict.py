@@ -48,17 +48,17 @@ def image_names(arguments: Sequence[str], listing: Iterable[str]) -> Iterator[It
         if argument == "-":
             names = (line.rstrip("\r\n") for line in listing)
             yield from image_names([name for name in names if name and name != "-"], ())
-        elif Path(argument).is_dir():
-            try:
-                paths = sorted(path for path in Path(argument).iterdir() if path.suffix.lower() in EXTENSIONS)
-            except OSError as error:
-                yield Item(argument, error=f"{argument} cannot be listed ({error.strerror})")
-                continue
-            yield from (Item(str(path)) for path in paths)
-            if not paths:
-                yield Item(argument, error=f"{argument} holds no image ({', '.join(EXTENSIONS)})")
-        else:
-            yield Item(argument)
+            continue
+        try:
+            path, paths = Path(argument), [argument]
+            if path.is_dir():
+                paths = sorted(str(each) for each in path.iterdir() if each.suffix.lower() in EXTENSIONS)
+        except OSError as error:
+            yield Item(argument, error=f"{argument} cannot be looked at ({error.strerror})")
+            continue
+        yield from map(Item, paths)
+        if not paths:
+            yield Item(argument, error=f"{argument} holds no image ({', '.join(EXTENSIONS)})")
 
 
 def find(item: Item, layout: str) -> Item:

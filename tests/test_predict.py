@@ -78,14 +78,13 @@ def test_a_reader_that_has_seen_enough_ends_it(digits_run, folder):
 def test_what_cannot_be_read_does_not_stop_the_rest(digits_run, folder, tmp_path):
     (tmp_path / "cut.png").write_bytes((folder / "7.png").read_bytes()[:80])
     (tmp_path / "empty").mkdir()
-    unreadable = [folder / "notes.txt", tmp_path / "cut.png", tmp_path / "nowhere.png", tmp_path / "empty"]
+    unreadable = [folder / "notes.txt", *(tmp_path / name for name in ("cut.png", "nowhere.png", "empty", 300 * "x"))]
     done = predict(digits_run, *unreadable, folder / "3.png", status=1)
     assert done.stdout.startswith(f"{folder / '3.png'}: 3 (") and done.stdout.count("\n") == 1
     lines = done.stderr.splitlines()
     assert len(lines) == len(unreadable)
-    for line, path, message in zip(
-        lines, unreadable, ("is no PNG", "is cut off or damaged", "does not exist", "holds no image"), strict=True
-    ):
+    messages = ("is no PNG", "is cut off or damaged", "does not exist", "holds no image", "File name too long")
+    for line, path, message in zip(lines, unreadable, messages, strict=True):
         assert line.startswith(f"error: {path} ") and message in line
 
 
