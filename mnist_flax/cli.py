@@ -140,7 +140,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     after a `RunError` and with a traceback after anything else, 130 after Ctrl-C where `main` does not handle it.
     """
 
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")  # names of files are bytes
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see mnist_flax/__init__.py

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -64,6 +65,18 @@ def test_directories_and_lists(digits_run, folder, ways):
     assert done.returncode == 0, done.stderr
     answers = [line.rpartition(": ")[2][0] for line in done.stdout.splitlines()]
     assert answers == ["3", "7"] * (2 if ways == "both" else 1)
+
+
+def test_listed_names_may_be_any_bytes(digits_run, folder, tmp_path):
+    name = bytes(shutil.copy(folder / "3.png", tmp_path / os.fsdecode(b"caf\xe9.png")))
+    done = subprocess.run(
+        [sys.executable, "-m", "mnist_flax.predict", digits_run, "-"],
+        input=name + b"\n",
+        capture_output=True,
+        cwd=ROOT,
+        env=environment(PYTHONIOENCODING="utf-8:strict"),
+    )
+    assert done.stdout.startswith(name + b": 3 ("), done.stderr
 
 
 def test_a_reader_that_has_seen_enough_ends_it(digits_run, folder):
