@@ -5,6 +5,7 @@ import errno
 import gc
 import io
 import logging as std_logging
+import math
 import os
 import signal
 import sys
@@ -80,7 +81,12 @@ def flag_errors() -> Iterator[None]:
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     with flag_errors():
-        return flags.FLAGS(list(argv))
+        arguments = flags.FLAGS(list(argv))
+    for name in flags.FLAGS:  # NaN is below no bound and above none; fields of a config have checks of their own
+        value = flags.FLAGS[name].value
+        if isinstance(value, float) and not math.isfinite(value) and "." not in name:
+            raise UserError(f"--{name}={value} is no finite number: use one")
+    return arguments
 
 
 def one_line(text: str) -> str:

@@ -193,6 +193,7 @@ def test_annotated_copies_are_written_anew_and_through_no_link(digits_run, folde
         (["NOWHERE", "x.png"], "is no run directory"),
         (["RUN", "x.png", "--layout=book"], "layout"),
         (["RUN", "x.png", "--threshold=2"], "threshold"),
+        (["RUN", "x.png", "--threshold=nan"], "--threshold=nan"),
         (["RUN", "x.png", "--annotate=FILE"], "cannot be made"),
         (["RUN", "x.png", "--anotate=FILE"], "anotate"),
     ],
