@@ -59,17 +59,32 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def names(host: str) -> list[str] | None:
-    """What a request may call a server at `host`; None is anything, for one that is open to other machines."""
+def normalize(host: str) -> str:
+    """A host as browsers send it: in lower case and shortened, an IPv4 address that is inside an IPv6 one taken out."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return [host.lower()] if host != "localhost" else ["localhost", "127.0.0.1", "[::1]"]
-    return ["localhost", "127.0.0.1", "[::1]"] if address.is_loopback else None
+        return host.lower()
+    return str(getattr(address, "ipv4_mapped", None) or address)
 
 
-def serve(listener: socket.socket, directory: str) -> None:
+def in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def names(host: str) -> list[str] | None:
+    """What a request may call a server at a normalized `host`; None is anything, for one open to other machines."""
+    local = ["localhost", "127.0.0.1", "[::1]"]
+    try:
+        return [*local, in_url(host)] if ipaddress.ip_address(host).is_loopback else None
+    except ValueError:
+        return local if host == "localhost" else [host]
+
+
+def serve(listener: socket.socket, host: str, directory: str) -> None:
     """Loads a run and serves it until SIGINT or SIGTERM comes; requests under way are then finished.
+
+    `host` is normalized, and what the listener listens at.
 
     Raises KeyboardInterrupt if one comes while the run is still being loaded.
     """
@@ -82,7 +97,7 @@ def serve(listener: socket.socket, directory: str) -> None:
     limits = web.Limits(round(_MAX_MEGABYTES.value * 1e6), round(_MAX_MEGAPIXELS.value * 1e6))
     server = uvicorn.Server(
         uvicorn.Config(
-            web.make_app(reader, limits, names(_HOST.value)),
+            web.make_app(reader, limits, names(host)),
             http=connections.Protocol,
             ws="none",
             log_level=std_logging.ERROR,  # who sends nonsense is told so, and fills no log
@@ -95,8 +110,7 @@ def serve(listener: socket.socket, directory: str) -> None:
     # The server stops by itself at these, and then raises them again, which is not to end the process by force.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: None)
-    host = f"[{_HOST.value}]" if ":" in _HOST.value else _HOST.value
-    print(f"serving {directory} at http://{host}:{listener.getsockname()[1]} (Ctrl-C stops)", flush=True)
+    print(f"serving {directory} at http://{in_url(host)}:{listener.getsockname()[1]} (Ctrl-C stops)", flush=True)
     server.run(sockets=[listener])
 
 
@@ -104,8 +118,9 @@ def main(argv: list[str]) -> None:
     if len(argv) != 2:
         raise cli.UserError("name one run directory: python -m mnist_flax.serve RUN")
     require_packages()
-    with listen(_HOST.value, _PORT.value) as listener, contextlib.suppress(KeyboardInterrupt):
-        serve(listener, argv[1])
+    host = normalize(_HOST.value)
+    with listen(host, _PORT.value) as listener, contextlib.suppress(KeyboardInterrupt):
+        serve(listener, host, argv[1])
     print("stopped", flush=True)
 
 

@@ -1,5 +1,6 @@
 import base64
 import contextlib
+import http.client
 import io
 import json
 import signal
@@ -343,6 +344,19 @@ def test_it_stops_although_a_picture_takes_longer_to_read_than_it_waits(digits_r
         time.sleep(0.5)  # received and begun, far from done
         server.process.send_signal(signal.SIGTERM)
         assert finish(server.process, 0).stdout == "stopped\n"
+
+
+@pytest.mark.parametrize(
+    ("host", "reached"),
+    [("127.0.0.2", "127.0.0.2"), ("::FFFF:127.0.0.1", "127.0.0.1"), ("LOCALHOST", "localhost")],
+)
+def test_it_answers_to_the_address_that_it_prints_and_to_no_stranger(host, reached, digits_run):
+    with running(digits_run, f"--host={host}") as server:
+        for name, status in ((reached, 200), ("localhost", 200), ("127.0.0.1", 200), ("evil.example", 421)):
+            connection = http.client.HTTPConnection(reached, server.port, timeout=60)
+            with contextlib.closing(connection):
+                connection.request("GET", "/healthz", headers={"Host": f"{name}:{server.port}"})
+                assert connection.getresponse().status == status, name
 
 
 @pytest.mark.parametrize(
