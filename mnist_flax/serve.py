@@ -52,9 +52,10 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(512)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: a label of the name is empty or too long
+        reason = error.strerror if isinstance(error, OSError) else "no host has such a name"
         raise cli.UserError(
-            f"cannot listen at {host}, port {port} ({error.strerror}): choose another --port or --host"
+            f"cannot listen at {host}, port {port} ({reason}): choose another --port or --host"
         ) from error
     return listener
 

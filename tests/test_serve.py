@@ -368,6 +368,7 @@ def test_it_answers_to_the_address_that_it_prints_and_to_no_stranger(host, reach
         (["RUN", "--port=TAKEN"], "cannot listen at 127.0.0.1, port"),
         (["RUN", "--host=192.0.2.1"], "cannot listen at 192.0.2.1"),
         (["RUN", "--host=no.such.host.invalid"], "cannot listen at no.such.host.invalid"),
+        (["RUN", "--host=a..b"], "cannot listen at a..b"),
         (["RUN", "--max_megabytes=0"], "max_megabytes"),
         (["RUN", "--pot=1"], "pot"),
     ],
