@@ -169,6 +169,11 @@ def main(argv: list[str]) -> None:
         members = [read_member(path) for path in paths]
         check_members(members)
         summary = make(directory, members)
+    elif size and [member["path"] for member in run.read_members(directory)] != list(map(str, paths)):
+        raise cli.UserError(
+            f"--disjoint={size} goes by the order of the runs, and {directory / 'config.json'} has another: "
+            "name them in that order, or another --workdir"
+        )
     progress.print_summary(summary)
     if size:
         scores = score_disjoint(run.load_run(directory), size)

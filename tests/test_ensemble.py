@@ -146,6 +146,10 @@ def test_a_finished_one_is_shown_again_without_its_members(digits_ensemble):
     before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
     out = command("mnist_flax.ensemble", *reversed(paths), f"--workdir={directory}").stdout
     assert out.startswith(str(directory)) and "test_accuracy" in out
+    refused = command(
+        "mnist_flax.ensemble", *reversed(paths), f"--workdir={directory}", "--disjoint=1", status=2
+    ).stderr
+    assert "name them in that order" in refused and refused.count("\n") == 1
     assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
 
 
