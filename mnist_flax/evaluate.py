@@ -36,11 +36,12 @@ def main(argv: list[str]) -> None:
     split = getattr(data.load(config), _SPLIT.value)
     if not len(split.labels):
         raise cli.UserError(f"the run has no {_SPLIT.value} examples: choose another --split")
+    which = {"dataset": config.dataset, "split": _SPLIT.value, "checkpoint": named.checkpoint(config)}
     devices.keep_compiled_programs()
     if _CORRUPTIONS.value:
         from mnist_flax import robustness
 
-        robustness.write(trained, split, _SPLIT.value)
+        robustness.write(trained, split, which)
         return
     mesh = devices.make_mesh()
     model, name = trained.model, f"evaluation_{_SPLIT.value}"
@@ -48,7 +49,6 @@ def main(argv: list[str]) -> None:
         model, name = views.look_again(model, config, _VIEWS.value), f"{name}_{_VIEWS.value}_views"
     evaluation = train.make_evaluate(model, mesh)
     logits = train.split_logits(evaluation, trained.variables, split, config.eval_batch_size, mesh)
-    which = {"dataset": config.dataset, "split": _SPLIT.value, "checkpoint": named.checkpoint(config)}
     scores = which | metrics.evaluate_logits(logits, split.labels)
     path = trained.directory / f"{name}.json"
     progress.print_scores(scores, trained.class_names)

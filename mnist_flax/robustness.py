@@ -168,10 +168,12 @@ def print_results(results: Mapping[str, Any]) -> None:
         )
 
 
-def write(trained: Run, split: Split, name: str) -> None:
-    """Measures a run on a split of that name, writes robustness.json and figures into its directory, and prints.
+def write(trained: Run, split: Split, which: Mapping[str, str]) -> None:
+    """Measures a run on a split, writes robustness.json and figures into its directory, and prints.
 
-    Of a split other than the test split, files have its name in theirs, and the report does not show them.
+    `which` says of what the results are: `dataset`, and the names of `split` and `checkpoint`. Of another split than
+    the test split, or another checkpoint than the config selects, files have its name in theirs, and the report does
+    not show them.
     Computed in float32; the temperature is that of the run's validation examples, where there are any.
     """
     from mnist_flax import recogniser, report, robustness_figures
@@ -180,8 +182,9 @@ def write(trained: Run, split: Split, name: str) -> None:
     fitted = recogniser.load_calibration(trained, logits_of)
     temperature = fitted.temperature if fitted else None
     found = summarize(measure(logits_of, split), split.labels, temperature)
-    results = {"dataset": trained.config.dataset, "split": name} | found
-    suffix = "" if name == "test" else f"_{name}"
+    results = dict(which) | found
+    usual = {"split": "test", "checkpoint": trained.config.checkpoint.select}
+    suffix = "".join(f"_{which[kind]}" for kind, name in usual.items() if which[kind] != name)
     drawn = robustness_figures.draw(results, split.images)
     report.save_figures(trained.directory, {f"{figure}{suffix}": picture for figure, picture in drawn.items()})
     path = trained.directory / f"robustness{suffix}.json"

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -97,9 +98,19 @@ def test_command_writes_results_and_figures(digits_run):
     test = data.load(trained.config).test
     read = recogniser.make_logits(trained)(test.images).argmax(axis=1)
     assert results["clean_accuracy"] == np.mean(read == test.labels)
-    assert results["dataset"] == "digits" and results["split"] == "test" and results["examples"] == len(test.labels)
+    assert (results["dataset"], results["split"], results["checkpoint"]) == ("digits", "test", "last")
+    assert results["examples"] == len(test.labels)
     assert 0.1 < results["corrupted_accuracy"] < results["clean_accuracy"]
     assert results["temperature"] == json.loads((digits_run / "calibration.json").read_text())["temperature"]
     assert f"{results['corrupted_accuracy']:.2%} as published" in out and "zigzag" in out
     for name in ("corruptions", "corrupted_accuracy", "affine", "calibration", "risk_coverage"):
         assert Image.open(digits_run / "figures" / f"{name}.png").width >= 900
+
+
+def test_results_of_another_checkpoint_are_kept_from_the_report(digits_run, tmp_path):
+    directory = shutil.copytree(digits_run, tmp_path / "copy")
+    before = set(directory.rglob("*.png"))
+    command("mnist_flax.evaluate", directory, "--corruptions", "--split=validation", "--checkpoint=best")
+    assert json.loads((directory / "robustness_validation_best.json").read_text())["checkpoint"] == "best"
+    added = [path.stem for path in set(directory.rglob("*.png")) - before]
+    assert len(added) == 5 and all(name.endswith("_validation_best") for name in added)
