@@ -175,7 +175,7 @@ def mistakes_to_json(found: Mistakes, threshold: float) -> dict[str, Any]:
             {
                 "index": mistake.number,
                 "label": mistake.label,
-                **digit_to_json(np.log(np.maximum(mistake.probabilities, 1e-300)), mistake.image, threshold),
+                **digit_to_json(mistake.scores, mistake.image, threshold),
             }
             for mistake in found.mistakes[:MOST_MISTAKES]
         ],

@@ -3,15 +3,16 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
+from mnist_flax import calibration
 from mnist_flax.recogniser import Reader, splits_at_hand
 
 
 class Mistake(NamedTuple):
     number: int  # of the example in the test split
     label: int
-    probabilities: tuple[float, ...]
+    scores: Float[np.ndarray, " classes"]  # log probabilities
     image: UInt8[np.ndarray, "28 28"]
 
 
@@ -30,11 +31,9 @@ def find_mistakes(reader: Reader) -> Mistakes | None:
     if splits is None:
         return None
     images, labels = splits.test
-    probabilities = np.exp(reader.recogniser(images))
-    confidence = probabilities.max(axis=1)
-    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
-    found = (
-        Mistake(int(i), int(labels[i]), tuple(map(float, probabilities[i])), images[i])
-        for i in wrong[np.argsort(-confidence[wrong], kind="stable")]
-    )
-    return Mistakes(len(labels), tuple(found), int((confidence < reader.threshold).sum()))
+    scores = reader.recogniser(images)
+    likeliest, answered = calibration.answers(scores, reader.threshold)
+    wrong = np.flatnonzero(likeliest != labels)
+    surest_first = wrong[np.argsort(-scores[wrong].max(axis=1), kind="stable")]
+    found = tuple(Mistake(int(i), int(labels[i]), scores[i], images[i]) for i in surest_first)
+    return Mistakes(len(labels), found, int((~answered).sum()))
