@@ -171,6 +171,7 @@ def mistakes_to_json(found: Mistakes, threshold: float) -> dict[str, Any]:
         "examples": found.examples,
         "errors": len(found.mistakes),
         "unanswered": found.unanswered,
+        "doubtful": found.doubtful,
         "mistakes": [
             {
                 "index": mistake.number,

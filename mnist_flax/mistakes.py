@@ -20,6 +20,7 @@ class Mistakes(NamedTuple):
     examples: int  # in the test split
     mistakes: tuple[Mistake, ...]  # the most confident first
     unanswered: int  # examples, read right or wrong, whose answer is "?"
+    doubtful: int  # mistakes whose answer is "?"
 
 
 def find_mistakes(reader: Reader) -> Mistakes | None:
@@ -36,4 +37,4 @@ def find_mistakes(reader: Reader) -> Mistakes | None:
     wrong = np.flatnonzero(likeliest != labels)
     surest_first = wrong[np.argsort(-scores[wrong].max(axis=1), kind="stable")]
     found = tuple(Mistake(int(i), int(labels[i]), scores[i], images[i]) for i in surest_first)
-    return Mistakes(len(labels), found, int((~answered).sum()))
+    return Mistakes(len(labels), found, int((~answered).sum()), int((~answered[wrong]).sum()))

@@ -252,6 +252,7 @@ def test_mistakes_can_be_browsed(open_page, server):
     buttons = page.locator("#mistakes button")
     expect(buttons).to_have_count(found["errors"])
     expect(page.locator("#mistakes-status")).to_contain_text(f"{found['errors']} of {found['examples']} test images")
+    expect(page.locator("#mistakes-status")).to_contain_text(f"{found['doubtful']} of these are doubtful")
     if not found["errors"]:
         pytest.skip("the network made no mistake")
     first = found["mistakes"][0]

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mnist_flax import data, run
+from mnist_flax import api, data, mistakes, recogniser, run
 from tests import forms, strokes
 from tests.commands import ROOT, command, finish
 from tests.server import Server, launch, running
@@ -134,6 +134,13 @@ def test_mistakes_are_those_of_the_test_split(server, digits_run, test_split, de
     for mistake in found["mistakes"]:
         assert mistake["label"] == test_split.labels[mistake["index"]] != mistake["likeliest"]
         assert mistake["pixels"] == test_split.images[mistake["index"]].tolist()
+
+
+def test_the_doubtful_are_counted_over_all_mistakes_listed_or_not(digits_run, monkeypatch):
+    monkeypatch.setattr(api, "MOST_MISTAKES", 1)
+    undecided = recogniser.Reader(run.load_run(digits_run), lambda images: np.full((len(images), 10), -2.3), 1.0, 0.5)
+    found = api.mistakes_to_json(mistakes.find_mistakes(undecided), 0.5)
+    assert found["doubtful"] == found["errors"] > len(found["mistakes"]) == 1
 
 
 def test_run_and_health(server, digits_run, description):

@@ -23,11 +23,10 @@ export function makeMistakes(chosen) {
   }
 
   function show(found) {
-    const doubtful = found.mistakes.filter((mistake) => mistake.digit === null).length;
     const listed = found.mistakes.length < found.errors ? ` The ${found.mistakes.length} surest are shown.` : "";
     element("mistakes-status").textContent =
       `${found.errors} of ${found.examples.toLocaleString("en")} test images are read wrong, the surest first; ` +
-      `${doubtful} of these are doubtful enough to be answered with “?”.${listed} Press one to look inside.`;
+      `${found.doubtful} of these are doubtful enough to be answered with “?”.${listed} Press one to look inside.`;
     element("mistakes").replaceChildren(...found.mistakes.map(button));
     const labels = [...new Set(found.mistakes.map((mistake) => mistake.label))].sort();
     element("mistakes-label").append(
