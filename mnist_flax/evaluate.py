@@ -17,6 +17,7 @@ _VIEWS = flags.DEFINE_integer(
     1,
     "copies of each image, slightly moved, whose mean probabilities are the answer; 1 is the image itself.",
     lower_bound=1,
+    upper_bound=2**31 - 1,
 )
 
 

@@ -27,13 +27,17 @@ class Views(NamedTuple):
     def apply(self, variables: Mapping[str, Any], images: Float[Array, "batch height width"]) -> Array:
         """Logits [batch, classes] of images in [0, 1]: the logarithm of the mean of the probabilities."""
 
-        def log_probabilities(key):
+        def log_probabilities(view):
+            key = random.fold_in(random.key(0), view)
             moved = augment(jnp.broadcast_to(key, len(images)), images, self.strength)
             logits: Any = self.network.apply(variables, moved)
             return jax.nn.log_softmax(logits)
 
-        each = lax.map(log_probabilities, random.split(random.key(0), self.copies))
-        return jax.nn.logsumexp(each, axis=0) - jnp.log(self.copies)
+        answer = jax.eval_shape(log_probabilities, 0)
+        nothing = jnp.full(answer.shape, -jnp.inf, answer.dtype)
+        # Added up one by one: all of them would not fit into memory where there are many.
+        total = lax.fori_loop(0, self.copies, lambda i, total: jnp.logaddexp(total, log_probabilities(i)), nothing)
+        return total - jnp.log(self.copies)
 
 
 def look_again(network: CNN | Ensemble, config: ConfigDict, copies: int) -> Views:

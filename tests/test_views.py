@@ -60,6 +60,12 @@ def test_an_answer_depends_on_no_other_image(trained, network, split):
     np.testing.assert_allclose(look(trained.variables, images), alone, atol=1e-5)
 
 
+def test_any_number_of_views_takes_no_more_memory(trained, network, split):
+    images = split.images[:40] / np.float32(255)
+    look = jax.jit(views.look_again(network, trained.config, 3_000_000).apply)
+    assert look.lower(trained.variables, images).compile().memory_analysis().temp_size_in_bytes < 100e6
+
+
 def test_the_command_scores_it_beside_the_other_score(digits_run, tmp_path, trained, split):
     place = tmp_path / "run"
     shutil.copytree(digits_run, place)
