@@ -8,7 +8,6 @@ import contextlib
 import importlib.util
 import json
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
-from mnist_flax import cli
+from mnist_flax import cli, durable
 from mnist_flax.run import Run
 
 Images = UInt8[np.ndarray, "batch 28 28"]
@@ -321,10 +320,7 @@ def export(trained: Run, splits, name: str, directory: Path) -> Export:
             batch: latencies(models, np.resize(splits.test.images, (batch, 28, 28)), repeats)
             for batch, repeats in LATENCY_BATCHES.items()
         }
-        draft.chmod(0o644)  # some writers leave files that no one else may read
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())  # else the rename may survive a power cut and the content not
-        os.replace(draft, directory / kind.file_name)
+        durable.write(directory / kind.file_name, draft.read_bytes())
     return Export(name, directory / kind.file_name, comparison, timings)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from mnist_flax import checkpoint, durable
+from mnist_flax import checkpoint, data, durable, formats, run
 from tests.commands import ROOT
 
 
@@ -44,6 +44,12 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         durable.write(path, b"new")
     assert path.read_text() == "old"
+
+
+def test_an_export_is_on_the_disk_before_it_is_done(calls, digits_run, tmp_path):
+    trained = run.load_run(digits_run)
+    path = formats.export(trained, data.load(trained.config), "stablehlo", tmp_path).path
+    assert calls[-2:] == [("replace", path), ("sync", tmp_path)]
 
 
 def test_a_checkpoint_goes_only_when_a_later_one_is_on_the_disk(calls, tmp_path):
