@@ -154,6 +154,7 @@ def test_run_and_health(server, digits_run, description):
 def test_the_description_is_valid_and_complete(description):
     openapi_spec_validator.validate(description)
     assert set(description["paths"]) == {"/api/predict", "/api/explain", "/api/mistakes", "/api/run", "/healthz"}
+    assert all("421" in asked["responses"] for path in description["paths"].values() for asked in path.values())
 
 
 def test_clients_at_once_each_get_their_own(server, test_split):
