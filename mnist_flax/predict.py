@@ -13,21 +13,15 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from mnist_flax import cli, named
+from mnist_flax import cli, named, threshold
 
 flags.adopt_module_key_flags(named)
+flags.adopt_module_key_flags(threshold)
 _LAYOUT = flags.DEFINE_enum(
     "layout", "digit", ["digit", "line", "page"], "one digit an image, one line of numbers, or a page of lines."
 )
 _JSON = flags.DEFINE_bool("json", False, "print a JSON object a line for each image, instead of text.")
 _ANNOTATE = flags.DEFINE_string("annotate", None, "directory for copies of the images with the answers drawn in.")
-_THRESHOLD = flags.DEFINE_float(
-    "threshold",
-    None,
-    "least probability of an answer, below which it is '?'; by default what calibration on validation data gives.",
-    lower_bound=0.0,
-    upper_bound=1.0,
-)
 
 _SPANS_AT_ONCE, _FILES_AT_ONCE = 500, 32  # images are read together until there are as many of either
 
@@ -138,7 +132,7 @@ def main(argv: list[str]) -> int:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cli.UserError(f"--annotate={directory} cannot be made ({error.strerror}): name another") from error
-    reader = recogniser_lib.load_reader(named.load(argv[1]), _THRESHOLD.value)
+    reader = recogniser_lib.load_reader(named.load(argv[1]), threshold.FLAG.value)
 
     failed = False
     taken: set[str] = set()

@@ -8,22 +8,16 @@ import socket
 
 from absl import flags
 
-from mnist_flax import cli, named
+from mnist_flax import cli, named, threshold
 
 flags.adopt_module_key_flags(named)
+flags.adopt_module_key_flags(threshold)
 _HOST = flags.DEFINE_string(
     "host", "127.0.0.1", "address to listen at; 0.0.0.0 lets everyone in who can reach this machine."
 )
 _PORT = flags.DEFINE_integer("port", 8000, "port to listen at; 0 takes any that is free.", 0, 65_535)
 _MAX_MEGABYTES = flags.DEFINE_float("max_megabytes", 16.0, "largest upload.", 0.001, 1000.0)
 _MAX_MEGAPIXELS = flags.DEFINE_float("max_megapixels", 50.0, "largest picture.", 0.001, 150.0)
-_THRESHOLD = flags.DEFINE_float(
-    "threshold",
-    None,
-    "least probability of an answer, below which it is '?'; by default what calibration on validation data gives.",
-    lower_bound=0.0,
-    upper_bound=1.0,
-)
 
 MOST_CONNECTIONS = 256  # at a time; further ones are told to come back
 SECONDS_TO_FINISH = 5  # for requests that are under way when the server is stopped
@@ -94,7 +88,7 @@ def serve(listener: socket.socket, host: str, directory: str) -> None:
     from mnist_flax import connections, recogniser, web
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    reader = recogniser.load_reader(named.load(directory), _THRESHOLD.value)
+    reader = recogniser.load_reader(named.load(directory), threshold.FLAG.value)
     limits = web.Limits(round(_MAX_MEGABYTES.value * 1e6), round(_MAX_MEGAPIXELS.value * 1e6))
     server = uvicorn.Server(
         uvicorn.Config(

@@ -298,6 +298,9 @@ def test_help_names_the_flags_that_modules_share():
     for module, shared in (("main", ("--config:", "--num_processes")), ("evaluate", ("--checkpoint", "--data_dir"))):
         out = command(f"mnist_flax.{module}", "--help").stdout
         assert all(flag in out for flag in shared)
+    for module in ("predict", "serve"):
+        assert "--threshold" in command(f"mnist_flax.{module}", "--help", status=None).stdout
+    finish(start("import mnist_flax.predict, mnist_flax.serve", option="-c"))  # a flag is defined once
 
 
 def test_another_config_in_the_directory_is_refused_and_named(undisturbed, small):
