@@ -41,7 +41,7 @@ export function makeAnswer(asked) {
 
   return {
     /** Shows a prediction; screen readers hear of a drawing when the pen is up. */
-    show(result, threshold, digit) {
+    show(result, digit) {
       element("sentence").setAttribute("aria-live", digit.finished ? "polite" : "off");
       const sure = result.digit !== null;
       const sentence = sure

@@ -43,7 +43,6 @@ function showProblem(sentence) {
   element("problem").hidden = !sentence;
 }
 
-let run = { threshold: 0.9 };
 let shown = null; // the digit on show: {strokes} or {pixels}, and where it is from
 let about = null; // the class that was asked about, or null for the likeliest
 
@@ -58,7 +57,7 @@ const content = (digit) => (digit.strokes ? { strokes: digit.strokes } : { pixel
 const predict = latest(async (digit) => {
   if (digit !== shown) return;
   const result = await ask("api/predict", JSON.stringify(content(digit)));
-  if (digit === shown) answer.show(result, run.threshold, digit);
+  if (digit === shown) answer.show(result, digit);
 });
 const explain = latest(async (digit) => {
   if (digit !== shown) return;
@@ -121,8 +120,7 @@ answer.clear();
 looks.clear();
 open(element(`tab-${location.hash.slice(1)}`) ?? tabs[0], false);
 ask("api/run").then(
-  (described) => {
-    run = described;
+  (run) => {
     const accuracy = run.test_accuracy === null ? "" : `, ${(100 * run.test_accuracy).toFixed(2)} % right on the test set`;
     const networks = run.members > 1 ? `${run.members} networks that answer together, ` : "";
     if (run.members > 1) element("layers-whose").textContent = `These are of the first of the ${run.members} networks.`;
