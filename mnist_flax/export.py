@@ -4,6 +4,8 @@ The file appears under its name only after its own runtime has loaded it back an
 whole test split.
 """
 
+import signal
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -45,6 +47,7 @@ def main(argv: list[str]) -> None:
 
     devices.keep_compiled_programs()
     trained = named.load(argv[1])
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that no draft is left behind
     print_export(formats.export(trained, data.load(trained.config), _FORMAT.value, directory))
 
 

@@ -1,9 +1,11 @@
+import signal
+
 import numpy as np
 import pytest
 
 from mnist_flax import config as config_lib
 from mnist_flax import data, devices, loop, run
-from tests.commands import command
+from tests.commands import command, finish, start, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,14 @@ def test_output_and_data_dir_can_be_elsewhere(directory, digits_data_dir, tmp_pa
     output = tmp_path / "new" / "directory"
     export(directory, "--format=safetensors", f"--output={output}", f"--data_dir={moved}", "--checkpoint=best")
     assert [path.name for path in output.iterdir()] == ["model.safetensors"]
+
+
+def test_asked_to_stop_it_leaves_no_draft(directory, tmp_path):
+    process = start("mnist_flax.export", directory, "--format=stablehlo", f"--output={tmp_path}")
+    wait_for(lambda: list(tmp_path.iterdir()), process)
+    process.terminate()
+    finish(process, 128 + signal.SIGTERM)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
