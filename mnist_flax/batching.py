@@ -1,8 +1,9 @@
 """Many callers, one forward pass: what arrives while the network works is its next batch."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -13,7 +14,7 @@ Images = UInt8[np.ndarray, "digits 28 28"]
 Scores = Float[np.ndarray, "digits classes"]
 
 
-def make_batcher(recogniser: Recogniser, executor: Executor) -> Callable[[Images], Awaitable[Scores]]:
+def make_batcher(recogniser: Recogniser, executor: Executor) -> Callable[[Images], Coroutine[Any, Any, Scores]]:
     """An asynchronous recogniser, for any number of concurrent callers on one event loop.
 
     A call that finds the network idle starts at once; those that come while it works are put together, up to the

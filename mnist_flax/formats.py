@@ -184,7 +184,7 @@ def load_safetensors(path: Path) -> Predict:
 
 
 FORMATS = {
-    "stablehlo": Format("model.stablehlo", (), export_stablehlo, load_stablehlo, **_EXACT),
+    "stablehlo": Format("model.stablehlo", ("flatbuffers",), export_stablehlo, load_stablehlo, **_EXACT),
     "onnx": Format("model.onnx", ("jax2onnx", "onnx", "onnxruntime"), export_onnx, load_onnx, **_EXACT),
     "onnx-int8": Format("model_int8.onnx", ("jax2onnx", "onnx", "onnxruntime"), export_int8, load_onnx, **_EIGHT_BITS),
     "safetensors": Format("model.safetensors", ("safetensors",), export_safetensors, load_safetensors, **_EXACT),

@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ class Service(NamedTuple):
     reader: Reader
     limits: Limits
     room: Room
-    recognise: Callable[[batching.Images], Awaitable[batching.Scores]]
+    recognise: Callable[[batching.Images], Coroutine[Any, Any, batching.Scores]]
     explain: Callable[[np.ndarray, int], explain.Explanation]
     pictures: Executor  # decodes and finds digits
     network: Executor  # one thread: passes through the network
@@ -151,7 +151,7 @@ async def predict(service: Service, request: Request) -> Response:
     loop = asyncio.get_running_loop()
 
     def recognise(digits: batching.Images) -> batching.Scores:
-        return asyncio.run_coroutine_threadsafe(_awaited(service.recognise(digits)), loop).result()
+        return asyncio.run_coroutine_threadsafe(service.recognise(digits), loop).result()
 
     def read(body: bytes) -> dict[str, Any]:
         picture = images.load(io.BytesIO(body), "the image", service.limits.pixels)
@@ -217,10 +217,6 @@ def describe(reader: Reader) -> dict[str, Any]:
 
 
 # What endpoints share
-
-
-async def _awaited(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
 
 
 async def _in_thread(executor: Executor, function: Callable, *arguments: Any) -> Any:
