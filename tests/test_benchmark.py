@@ -67,7 +67,7 @@ def test_a_missing_peer_names_the_extra(tmp_path, without_mnist, monkeypatch):
     from experiments import benchmark
 
     monkeypatch.setitem(contenders.PACKAGES, "torch", ["no_such_package"])
-    with pytest.raises(benchmark.cli.UserError, match=r"needs no_such_package: run pip install '\.\[peers\]'"):
+    with pytest.raises(benchmark.cli.UserError, match=r"needs no_such_package: run pip install -e '\.\[peers\]'"):
         benchmark.check(["torch"], ["float32"], ["128"], 1000)
 
 

@@ -103,6 +103,9 @@ def test_a_norm_of_one_number_is_refused():
         config_lib.check(config)
     config.model.channels = (2,) * 4
     config_lib.check(config)
+    config.model.logits_batch_norm = True
+    with pytest.raises(UserError, match="one number at a time"):
+        config_lib.check(config)
 
 
 def test_differences_ignore_where_data_lies_and_how_tuples_are_written():

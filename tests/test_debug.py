@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from mnist_flax import cli, data, debug, devices, train
-from mnist_flax import config as config_lib
 from tests.commands import command, records
 from tests.test_train import BATCH, EXAMPLES, STEPS_PER_EPOCH, config_for
 
@@ -114,13 +113,6 @@ def test_an_all_black_image_and_a_batch_of_one_are_trained_on(run, examples):
         arguments = devices.put((images, examples[1], order), mesh)
         state, last = steps(state, train.hyperparameters(config), 0, *arguments, 0, 5)
         assert train.all_finite(state) and np.isfinite(last["sums"].loss)
-
-
-def test_a_norm_of_the_logits_of_one_example_is_refused():
-    config = config_lib.default_config()
-    config.model.logits_batch_norm, config.batch_size = True, 1
-    with pytest.raises(cli.UserError, match="one example at a time"):
-        config_lib.check(config)
 
 
 def test_all_finite_sees_every_leaf():

@@ -91,7 +91,7 @@ def test_the_test_set_is_scored_only_when_all_have_trained(tmp_path, digits_data
         (["--recipe=configs/default.py"], "two recipes of different names"),
         (["--recipe={}/default.py"], "two recipes of different names"),
         (["--views=3", "--", "--config.augment.final_scale=0.0"], "leave out --views"),
-        (["--views=3", "--", "--config.augment.final_scales=0.0"], "Did you mean"),
+        (["--views=3", "--", "--config.augment.final_scales=0.0"], "did you mean"),
     ],
 )
 def test_mistakes(arguments, hint, tmp_path):
