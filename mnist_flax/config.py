@@ -119,6 +119,7 @@ def recipe_path() -> str:
     return config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]  # get_config's argument follows
 
 
+# With ml_collections' own parsers no field could be set back to None.
 class _IntegerOrNone(flags.IntegerParser):
     def parse(self, argument):
         return None if argument == "None" else super().parse(argument)
