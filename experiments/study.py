@@ -25,7 +25,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "study directory; by default run
 _STORAGE = flags.DEFINE_string(
     "storage", None, "database: sqlite:///PATH, by default in the study directory, or postgresql://USER@HOST/DATABASE."
 )
-_TRIALS = flags.DEFINE_integer("trials", 0, "size that the study grows to; by default a sweep's, else 64.", 0)
+_TRIALS = flags.DEFINE_integer("trials", None, "size that the study grows to; by default a sweep's, else 64.", 1)
 _POPULATION = flags.DEFINE_integer("population", 16, "most trials that a worker trains at once.", 1)
 _SAMPLER = flags.DEFINE_enum("sampler", None, ["quasirandom", "tpe", "cmaes"], "by default the plan's.")
 _ROUNDS = flags.DEFINE_integer("rounds", None, "rounds of successive halving; by default the plan's.", 1, 6)

@@ -169,21 +169,30 @@ def load(directory: Path, which: str, abstract_state: Any) -> tuple[Any, dict]:
       RunError: there is none, or it is damaged.
     """
     with ocp.training.Checkpointer(directory.absolute()) as orbax:
-        steps = [checkpoint.step for checkpoint in orbax.checkpoints]
-        if not steps:
+        if not orbax.checkpoints:
             raise RunError(f"no checkpoint in {directory}: has the run finished its first epoch?")
-        scores = _scores(orbax) if which == "best" else {}
-        if which == "best" and not scores:
+        step = _step(orbax, which)
+        if step is None:
             raise UserError(f"no checkpoint in {directory} has a validation accuracy: use --checkpoint=last")
-        step = max(scores, key=lambda step: (scores[step], step)) if scores else max(steps)
         try:
             return _load(orbax, step, abstract_state)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             other = "last" if which == "best" else "best"
-            raise RunError(
-                f"checkpoint {step} in {directory} cannot be read ({reason}): try --checkpoint={other}, or train anew"
-            ) from error
+            way = "make it anew in another directory"
+            if another := _step(orbax, other):
+                with contextlib.suppress(Exception):  # it may be damaged too, or the same
+                    _load(orbax, another, abstract_state)
+                    way = f"--checkpoint={other} can be"
+            raise RunError(f"checkpoint {step} in {directory} cannot be read ({reason}): {way}") from error
+
+
+def _step(orbax: ocp.training.Checkpointer, which: str) -> int | None:
+    """The step of the `last` or the `best` checkpoint; None if none has a validation accuracy."""
+    if which == "last":
+        return max(checkpoint.step for checkpoint in orbax.checkpoints)
+    scores = _scores(orbax)
+    return max(scores, key=lambda step: (scores[step], step), default=None)
 
 
 def _load(orbax: ocp.training.Checkpointer, step: int, abstract_state: Any) -> tuple[Any, dict]:

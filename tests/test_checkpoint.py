@@ -65,6 +65,26 @@ def test_without_any_score_there_is_no_best(tmp_path):
         checkpoint.load(tmp_path, "best", ABSTRACT)
 
 
+@pytest.mark.parametrize(
+    "damaged, which, way",
+    [
+        ((3,), "last", "--checkpoint=best can be"),
+        ((2,), "best", "--checkpoint=last can be"),
+        ((2, 3), "last", "make it anew"),
+        ((2, 3), "best", "make it anew"),
+    ],
+)
+def test_a_damaged_checkpoint_is_told_with_another_only_if_that_can_be_read(damaged, which, way, tmp_path):
+    save(tmp_path, [0.1, 0.9, 0.2])
+    for step in damaged:
+        data = max((tmp_path / str(step)).rglob("*"), key=lambda path: path.stat().st_size)
+        content = bytearray(data.read_bytes())
+        content[len(content) // 2] ^= 1
+        data.write_bytes(content)
+    with pytest.raises(RunError, match=rf"checkpoint {3 if which == 'last' else 2} in .* cannot be read .*: {way}"):
+        checkpoint.load(tmp_path, which, ABSTRACT)
+
+
 @pytest.mark.parametrize("harm", ["flip", "truncate", "delete", "empty"])
 @pytest.mark.parametrize("seed", range(4))
 def test_any_damage_to_the_latest_is_found_and_the_one_before_restored(harm, seed, tmp_path):
