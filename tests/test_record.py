@@ -54,6 +54,7 @@ def test_the_test_set_is_scored_only_when_all_have_trained(tmp_path, digits_data
     assert "goes on from here" in finish(process).stdout
     assert (tmp_path / "digits" / "0" / "checkpoints").exists()  # trained
     assert not list(tmp_path.glob("**/evaluation_test.json"))
+    (tmp_path / "digits" / "1" / "metrics.jsonl").write_text("damaged, as training can be without\n")
 
     out = command("experiments.record", *arguments).stdout
     assert "score: 4 of 4 runs" in out
@@ -63,6 +64,9 @@ def test_the_test_set_is_scored_only_when_all_have_trained(tmp_path, digits_data
         assert found[key]["values"] == pytest.approx([each["test_accuracy"] for each in summaries])
     assert json.loads((tmp_path / "digits_ensemble_2" / "summary.json").read_text())["members"] == 2
     assert "| 1 |" in (tmp_path / "results.md").read_text()
+
+    error = command("experiments.record", *arguments, "--config.num_epochs=3", status=2).stderr
+    assert "holds a run of another config (num_epochs: 2 -> 3)" in error and len(error.splitlines()) == 1
 
     out = command("experiments.record", "--views=3", *arguments).stdout
     found = json.loads((tmp_path / "results.json").read_text())
@@ -91,11 +95,15 @@ def test_the_test_set_is_scored_only_when_all_have_trained(tmp_path, digits_data
         (["--recipe=configs/default.py"], "two recipes of different names"),
         (["--recipe={}/default.py"], "two recipes of different names"),
         (["--views=3", "--", "--config.augment.final_scale=0.0"], "leave out --views"),
-        (["--views=3", "--", "--config.augment.final_scales=0.0"], "did you mean"),
+        (["--", "--config.augment.final_scales=0.0"], "did you mean"),
+        (["--", "--config.batch_size=0"], "out of range"),
+        (["--reference={}/other.py"], "get_config"),
+        (["--recipe=configs/digits.py"], "different datasets (digits, mnist)"),
     ],
 )
 def test_mistakes(arguments, hint, tmp_path):
-    (tmp_path / "default.py").touch()
+    for name in ("default.py", "other.py"):
+        (tmp_path / name).touch()
     arguments = [argument.format(tmp_path) for argument in arguments]
     process = start("experiments.record", f"--workdir={tmp_path / 'record'}", *arguments)
     error = finish(process, 2).stderr
@@ -104,6 +112,7 @@ def test_mistakes(arguments, hint, tmp_path):
 
 
 def test_a_run_that_fails_is_named(tmp_path):
-    process = start("experiments.record", f"--workdir={tmp_path}", "--", "--config.batch_size=0")
+    empty = [f"--config.{field}={tmp_path}" for field in ("data_dir", "archive_dir")]
+    process = start("experiments.record", f"--workdir={tmp_path}", "--", *empty)
     assert "record 0 ended with status 2" in finish(process, 1).stderr
-    assert "out of range" in (tmp_path / "record" / "0.log").read_text()
+    assert "train-images-idx3-ubyte.gz is missing" in (tmp_path / "record" / "0.log").read_text()

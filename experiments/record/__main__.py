@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from experiments.record import results, runs
-from mnist_flax import cli
+from mnist_flax import cli, run
 from mnist_flax import config as config_lib
 
 _SEEDS = flags.DEFINE_integer("seeds", 5, "runs of each recipe, with seeds 0, 1, ...", lower_bound=2)
@@ -27,15 +28,23 @@ _REFERENCE = flags.DEFINE_string("reference", "configs/default.py", "the config 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/record", "directory of all runs and of the results")
 
 
-def check_views(recipe: str, overrides: Sequence[str], copies: int) -> None:
-    """Raises UserError if a recipe, with --config.KEY=VALUE, moves no image, so that there can be no views."""
-    from mnist_flax import train, views
-
+def resolve(recipe: str, overrides: Sequence[str]) -> ConfigDict:
+    """The config of a recipe with --config.KEY=VALUE; raises UserError, or ends the process, where there is none."""
     holder, arguments = config_lib.define_flag(["record", f"--config={recipe}", *overrides])
     with cli.flag_errors():
         flags.FLAGS(arguments)
-    config_lib.check(holder.value)
-    views.look_again(train.make_network([holder.value], 10), holder.value, copies)
+    config = holder.value
+    for name in [name for name in flags.FLAGS if name.partition(".")[0] == "config"]:
+        delattr(flags.FLAGS, name)  # or there could be no second one
+    config_lib.check(config)
+    return config
+
+
+def check_views(config: ConfigDict, copies: int) -> None:
+    """Raises UserError if a recipe moves no image, so that there can be no views."""
+    from mnist_flax import train, views
+
+    views.look_again(train.make_network([config], 10), config, copies)
 
 
 def main(argv: list[str]) -> int:
@@ -53,16 +62,22 @@ def main(argv: list[str]) -> int:
             f"--recipe={_RECIPE.value} and --reference={_REFERENCE.value} would be trained in one directory: "
             "name two recipes of different names"
         )
+    configs = {path: resolve(path, argv[1:]) for path in (_RECIPE.value, _REFERENCE.value)}
+    if len(datasets := {config.dataset for config in configs.values()}) > 1:
+        raise cli.UserError(f"the recipes are of different datasets ({', '.join(sorted(datasets))}): name two of one")
     if _VIEWS.value > 1:
-        check_views(_RECIPE.value, argv[1:], _VIEWS.value)
+        check_views(configs[_RECIPE.value], _VIEWS.value)
     place = Path(_WORKDIR.value)
     recipe, reference = (
         [
-            runs.Training(path, seed, place / Path(path).stem / str(seed), tuple(argv[1:]))
+            runs.Training(path, seed, place / Path(path).stem / str(seed), tuple(argv[1:]), config.num_epochs)
             for seed in range(_SEEDS.value)
         ]
-        for path in (_RECIPE.value, _REFERENCE.value)
+        for path, config in configs.items()
     )
+    for training in (*recipe, *reference):  # a finished one is not trained again, and would not be asked
+        configs[training.recipe].seed = training.seed
+        run.check_directory(training.directory, configs[training.recipe])
     stop = cli.Stop()
     stop.can_wait = True
     for stage in ("train", "score"):

@@ -1,7 +1,6 @@
 """Many runs of `mnist_flax.main`, a few at a time, each in its own process on its own cores."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -14,8 +13,8 @@ from typing import NamedTuple
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments import cores
-from mnist_flax import progress, run
-from mnist_flax.cli import RunError
+from mnist_flax import progress, report, run
+from mnist_flax.cli import RunError, UserError
 
 _POLL_SECONDS = 0.5
 
@@ -27,6 +26,7 @@ class Training(NamedTuple):
     seed: int
     directory: Path
     overrides: tuple[str, ...]  # --config.KEY=VALUE
+    epochs: int
 
     @property
     def name(self) -> str:
@@ -44,11 +44,10 @@ class Training(NamedTuple):
 
     def share_trained(self) -> float:
         """Epochs recorded over epochs to do; 0 before it began."""
-        recorded, metrics = self.directory / "config.json", self.directory / "metrics.jsonl"
-        if not (recorded.exists() and metrics.exists()):
+        try:
+            return report.read_records(self.directory / "metrics.jsonl")[-1]["epoch"] / self.epochs
+        except UserError:  # there is none yet, or a damaged one, which the training writes anew
             return 0.0
-        epochs = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines(True) if line.endswith("\n")]
-        return max(epochs, default=0) / json.loads(recorded.read_text())["config"]["num_epochs"]
 
 
 def complete(trainings: Sequence[Training], stage: str, processes: int, stop: Callable[[], bool]) -> bool:
