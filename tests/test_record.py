@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
-from experiments.record import results
+from experiments.record import results, runs
 from tests.commands import command, finish, start, wait_for
 
 SMALL = [
@@ -83,6 +83,17 @@ def test_the_test_set_is_scored_only_when_all_have_trained(tmp_path, digits_data
     error = command("experiments.record", *swapped, status=2).stderr
     assert "tiny_ensemble_2 is neither empty nor an ensemble" in error and len(error.splitlines()) == 1
     assert json.loads((tmp_path / "results.json").read_text())["recipe"] == "tiny"
+
+
+def test_parts_of_runs_count_for_the_time_left_and_for_no_run(capsys):
+    with runs._bar("train", 4) as show:
+        for done, parts in ((0, 1.0), (0, 1.9), (1, 1.0), (4, 0.0)):
+            show(done, parts)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(",")[0] for line in lines] == [f"train: {done} of 4 runs" for done in (0, 1, 4)]
+    assert [" left" in line for line in lines] == [False, True, False]
+    assert runs.time_left(4_800, 0.4, 9.6) == ", about 1 day, 8:00:00 left"
+    assert runs.time_left(60, 0.5, 1.5) == ", about 0:03:00 left"
 
 
 @pytest.mark.parametrize(

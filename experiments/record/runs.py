@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from experiments import cores
 from mnist_flax import progress, report, run
@@ -78,8 +79,8 @@ def complete(trainings: Sequence[Training], stage: str, processes: int, stop: Ca
                                 "put that right and give the same command again"
                             )
                         done += 1
-                under_way = sum(training.share_trained() for training, _ in running.values())
-                show(done + (under_way if stage == "train" else 0.0))
+                unfinished = [*waiting, *(training for training, _ in running.values())] if stage == "train" else []
+                show(done, sum(training.share_trained() for training in unfinished))
                 if stop():
                     return False
                 time.sleep(_POLL_SECONDS)
@@ -114,26 +115,32 @@ def _core_shares(processes: int) -> list[set[int]]:
 
 
 @contextlib.contextmanager
-def _bar(stage: str, total: int) -> Iterator[Callable[[float], None]]:
-    """Shows how many runs are done: a live bar in a terminal, a line whenever one more is elsewhere."""
-    if progress.console.is_terminal:
-        columns = (BarColumn(), TextColumn("{task.completed:.1f}/{task.total} runs"), TimeElapsedColumn())
-        with Progress(TextColumn(stage), *columns, TimeRemainingColumn(), console=progress.console) as bar:
-            task = bar.add_task("", total=total)
-            yield lambda done: bar.update(task, completed=done)
-        return
+def _bar(stage: str, total: int) -> Iterator[Callable[[int, float], None]]:
+    """Shows how many runs are done, and parts of others: a bar in a terminal, else a line whenever one more is."""
     started, first, said = time.monotonic(), None, -1
 
-    def say(done: float) -> None:
-        nonlocal first, said
+    def left(done: float) -> str:
+        nonlocal first
         first = done if first is None else first
-        if int(done) == said:
-            return
-        said = int(done)
-        line = f"{stage}: {said} of {total} runs"
-        if first < done < total:
-            left = (time.monotonic() - started) / (done - first) * (total - done)
-            line += f", about {left / 60:.0f} minutes left"
-        progress.console.print(line)
+        return time_left(time.monotonic() - started, done - first, total - done)
+
+    if progress.console.is_terminal:
+        columns = BarColumn(bar_width=None), TextColumn("{task.completed:.1f}/{task.total} runs{task.fields[left]}")
+        with Progress(TextColumn(stage), *columns, console=progress.console, expand=True) as bar:
+            task = bar.add_task("", total=total, left="")
+            yield lambda done, parts: bar.update(task, completed=done + parts, left=left(done + parts))
+        return
+
+    def say(done: int, parts: float) -> None:
+        nonlocal said
+        about = left(done + parts)
+        if done != said:
+            said = done
+            progress.console.print(f"{stage}: {done} of {total} runs{about}")
 
     yield say
+
+
+def time_left(seconds: float, done: float, to_do: float) -> str:
+    """How long what is to do takes, in hours, minutes and seconds, if so much was done in so many seconds."""
+    return f", about {timedelta(seconds=round(seconds / done * to_do))} left" if done > 0 and to_do > 0 else ""
