@@ -43,6 +43,8 @@ def test_scores_are_paired_by_seed_and_ensembles_share_no_run():
     probabilities = special.softmax(logits, axis=-1)
     want = [(probabilities[0, i : i + 2].mean(0).argmax(-1) == labels).mean() for i in (0, 2)]
     np.testing.assert_allclose(found["ensemble_accuracy"]["values"], want)
+    one = results.score(*logits, labels, 3)  # ensemble, whose deviation is unknown
+    assert json.loads(json.dumps(one, allow_nan=False))["ensemble_accuracy"]["half_interval"] is None
 
 
 def test_the_test_set_is_scored_only_when_all_have_trained(tmp_path, digits_data_dir):

@@ -99,7 +99,7 @@ def score(
 
 
 def _spread(values: Float[np.ndarray, " n"]) -> dict[str, Any]:
-    mean, deviation, half = mean_interval(values.tolist())
+    mean, deviation, half = map(metrics.none_if_nan, mean_interval(values.tolist()))
     return {"values": values.tolist(), "mean": mean, "deviation": deviation, "half_interval": half}
 
 
