@@ -65,7 +65,8 @@ def test_the_test_set_is_scored_only_when_all_have_trained(tmp_path, digits_data
         summaries = [json.loads((tmp_path / recipe / f"{seed}/summary.json").read_text()) for seed in range(2)]
         assert found[key]["values"] == pytest.approx([each["test_accuracy"] for each in summaries])
     assert json.loads((tmp_path / "digits_ensemble_2" / "summary.json").read_text())["members"] == 2
-    assert "| 1 |" in (tmp_path / "results.md").read_text()
+    text = (tmp_path / "results.md").read_text()
+    assert "| 1 |" in text and text.startswith("Test accuracy on digits (359 examples), 1 x ")
 
     error = command("experiments.record", *arguments, "--config.num_epochs=3", status=2).stderr
     assert "holds a run of another config (num_epochs: 2 -> 3)" in error and len(error.splitlines()) == 1

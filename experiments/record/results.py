@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from experiments.record.runs import Training
 from experiments.summarize import mean_interval
-from mnist_flax import metrics, progress, run
+from mnist_flax import durable, metrics, progress, run
 from mnist_flax.cli import RunError
 
 Correct = Bool[np.ndarray, " examples"]
@@ -53,10 +53,11 @@ def write(place: Path, recipe: Sequence[Training], reference: Sequence[Training]
     found["train_minutes"] = [_summary(training)["train_seconds"] / 60 for training in recipe]
     found["device"] = _summary(recipe[0])["device"]
     found["dataset"] = _summary(recipe[0])["dataset"]
+    found["test_examples"] = len(labels)
     names = [Path(each[0].recipe).stem for each in (recipe, reference)]
     run.write_json(place / "results.json", {"recipe": names[0], "reference": names[1], **found})
     text = markdown(found, *names)
-    (place / "results.md").write_text(text)
+    durable.write(place / "results.md", text.encode())
     progress.console.print(text)
     progress.console.print(f"written: {place / 'results.json'} and {place / 'results.md'}")
     members = [str(training.directory) for training in recipe[:size]]
@@ -137,7 +138,8 @@ def markdown(found: dict[str, Any], recipe: str, reference: str) -> str:
         f"McNemar's test of the first ensembles: {test['only_first']} digits that only {recipe} gets right, "
         f"{test['only_second']} that only {reference} does, p = {test['p_value']:.2g}"
     )
-    return "\n".join([*rows, "", *(f"- {line}" for line in lines), ""])
+    about = f"Test accuracy on {found['dataset']} ({found['test_examples']:,} examples), {found['device']}:"
+    return "\n".join([about, "", *rows, "", *(f"- {line}" for line in lines), ""])
 
 
 def _said(spread: dict[str, Any]) -> str:
