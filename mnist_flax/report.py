@@ -39,8 +39,8 @@ ROBUSTNESS_CAPTIONS = {
     "for. The severity of the published set is framed.",
     "corruptions": "What those corruptions look like.",
     "affine": "Accuracy on digits that were turned, scaled or shifted.",
-    "calibration": "Confidence and accuracy before and after temperature scaling, which is fitted to the validation "
-    "examples: on the clean examples, and on the fifteen published corruptions together.",
+    "calibration": "Confidence and accuracy without temperature scaling, and with it where there are validation "
+    "examples to fit it to: on the clean examples, and on the fifteen published corruptions together.",
     "risk_coverage": "If only the most confident examples are answered: how many of the answers are wrong.",
 }
 

@@ -166,6 +166,8 @@ def print_results(results: Mapping[str, Any]) -> None:
             f"{name}: expected calibration error {', '.join(errors)} temperature scaling; "
             f"area under risk and coverage {area['area']:.5f} (at least {area['least_area']:.5f})"
         )
+    if results["temperature"] is None:
+        console.print("no temperature scaling: the validation examples that it is fitted to are not at hand")
 
 
 def write(trained: Run, split: Split, which: Mapping[str, str]) -> None:

@@ -110,6 +110,7 @@ def figure_affine(affine: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure
         if len(curves) > 1:
             axes.legend(frameon=False, loc="lower center")
         axes.set_title(title)
+        axes.set_ylabel("accuracy")
         axes.set_ylim(0, 102)
         axes.yaxis.set_major_formatter("{x:g} %")
         axes.grid(True, axis="y")
@@ -118,7 +119,7 @@ def figure_affine(affine: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure
 
 @styled
 def figure_calibration(calibration: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
-    """Accuracy against confidence, clean and corrupted, before and after temperature scaling.
+    """Accuracy against confidence, clean and corrupted, without and, where it was fitted, with temperature scaling.
 
     Bins of fewer than ten examples are left out.
     """
@@ -127,18 +128,20 @@ def figure_calibration(calibration: Mapping[str, Mapping[str, Mapping[str, Any]]
     figure = Figure(figsize=(6.2, 3.9))
     for axes, (name, parts) in zip(figure.subplots(1, 2, sharey=True), calibration.items(), strict=True):
         axes.plot([0, 1], [0, 1], color=GREY, linestyle=(0, (4, 3)), linewidth=1.2)
-        for (when, part), colour, marker in zip(parts.items(), (VERMILION, BLUE), "os", strict=False):
+        names = ("unscaled", "temperature scaled")
+        for part, way, colour, marker in zip(parts.values(), names, (VERMILION, BLUE), "os", strict=False):
             points = part["reliability"]
             error = 100 * part["expected_calibration_error"]
             full = np.array(points["count"]) >= 10
             confidence, accuracy = (np.array(points[key], float)[full] for key in ("confidence", "accuracy"))
-            label = f"{when}: {error:.2f} %"
+            label = f"{way}: {error:.2f} %"
             axes.plot(confidence, accuracy, color=colour, marker=marker, markersize=4, linewidth=1.6, label=label)
         axes.legend(title="expected calibration error", fontsize=9, title_fontsize=9, frameon=False, loc="upper left")
         axes.set_title(f"{name} examples")
         axes.set_xlabel("confidence")
         axes.set(xlim=(0, 1.02), ylim=(0, 1.35), xticks=np.linspace(0, 1, 6), yticks=np.linspace(0, 1, 6))
         axes.set_ylabel("accuracy" if name == "clean" else "")
+        axes.xaxis.set_major_formatter("{x:g}")  # 1.0 would touch the 0.0 beside it
         axes.grid(True, axis="y")
     return figure
 

@@ -78,6 +78,13 @@ def test_least_area_is_that_of_all_errors_last():
     assert curve["area"] == pytest.approx(curve["least_area"]) == pytest.approx((1 / 8 + 2 / 9 + 3 / 10) / 10)
 
 
+@pytest.mark.parametrize("temperature", [None, 2.0])
+def test_what_is_printed_says_whether_there_is_a_temperature(measured, temperature, capsys):
+    split, found = measured
+    robustness.print_results(robustness.summarize(found, split.labels, temperature))
+    assert ("no temperature scaling" in capsys.readouterr().out) == (temperature is None)
+
+
 @pytest.mark.parametrize("temperature", [2.0, None])
 def test_figures_show_the_results(measured, temperature):
     split, found = measured
@@ -89,6 +96,12 @@ def test_figures_show_the_results(measured, temperature):
     assert len(figures["corruptions"].axes[0].images) == 15 * 6
     for figure in figures.values():
         figure.canvas.draw()
+    assert {axes.get_ylabel() for axes in figures["affine"].axes} == {"accuracy"}
+    clean, corrupted = figures["calibration"].axes
+    ways = [text.get_text().partition(":")[0] for text in clean.get_legend().get_texts()]
+    assert ways == ["unscaled", "temperature scaled"][: len(results["calibration"]["clean"])]
+    last, first = clean.get_xticklabels()[-1], corrupted.get_xticklabels()[0]
+    assert first.get_window_extent().x0 - last.get_window_extent().x1 > 10  # pixels, of 992
 
 
 def test_command_writes_results_and_figures(digits_run):
