@@ -90,27 +90,28 @@ def figure_hardest(hard: Sequence[Hard], total: int, runs: int, class_names: Seq
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    columns, side, step = 5, 1.2, 1.85
+    long_names = max(map(len, class_names)) > 4
+    columns, side, step, between = (4, 1.4, 2.35, "\n") if long_names else (5, 1.2, 1.85, ", ")
     width, height = 7.4, 1.1 + step * max(1, -(-len(hard) // columns))
     figure = Figure(figsize=(width, height))
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     which = f"{total:,}" if len(hard) == total else f"{len(hard)} of {total:,}"
-    axes.text(
-        0.1, 0.2, f"Test images that most of {runs} runs read wrong: {which}", va="center", weight="bold", size=12
-    )
-    note = "In blue: known label errors, and what five people said (? is neither of two digits)"
-    axes.text(0.1, 0.48, note, va="center", color=BLUE, size=9.5)
+    title = f"Test images read wrong by {readers(runs)}: {which if total else 'none'}"
+    axes.text(0.1, 0.2, title, va="center", weight="bold", size=12)
+    if any(item.label_error for item in hard):
+        note = "In blue: known label errors, and what five people said (? is neither of two digits)"
+        axes.text(0.1, 0.48, note, va="center", color=BLUE, size=9.5)
     for place, item in enumerate(hard):
         left = (place % columns) * width / columns + (width / columns - side) / 2
         top = 1.0 + place // columns * step
         colour = BLUE if item.label_error else "#D0D3D8"
         axes.imshow(item.image, cmap="gray_r", vmin=0, vmax=255, extent=(left, left + side, top + side, top))
         axes.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor=colour, linewidth=1.5))
-        axes.text(left, top - 0.06, class_names[item.label], weight="bold", size=11)
+        axes.text(left, top - 0.06, class_names[item.label], weight="bold", size=9.5 if long_names else 11)
         axes.text(left + side, top - 0.06, f"#{item.number}", ha="right", color=GREY, size=8)
-        read = ", ".join(f"{class_names[k]} x{n}" for k, n in list(item.votes.items())[:3])
+        read = between.join(f"{class_names[k]} x{n}" for k, n in list(item.votes.items())[:3])
         axes.text(left + side / 2, top + side + 0.06, read, ha="center", va="top", color=VERMILION, size=9)
         if item.label_error:
             axes.text(
@@ -118,6 +119,10 @@ def figure_hardest(hard: Sequence[Hard], total: int, runs: int, class_names: Seq
             )
     axes.set(xlim=(0, width), ylim=(height, 0))
     return figure
+
+
+def readers(runs: int) -> str:
+    return "the run" if runs == 1 else f"most of {runs} runs"
 
 
 def people(item: Hard) -> str:
@@ -157,15 +162,13 @@ def main(argv: list[str]) -> None:
         for item in hard
     ]
     run.write_json(details, {"runs": argv[1:], "dataset": runs[0].config.dataset, "hardest": written})
-    table = progress.table("number", "label", "read as", "people", title="Read wrong by most runs")
+    table = progress.table("number", "label", "read as", "people", title=f"Read wrong by {readers(len(runs))}")
     for item in shown:
         read = ", ".join(f"{runs[0].class_names[k]} x{count}" for k, count in item.votes.items())
         table.add_row(f"{item.number}", runs[0].class_names[item.label], read, people(item))
     progress.console.print(table)
     known = sum(item.label_error is not None for item in hard)
-    print(
-        f"{len(hard)} test images are read wrong by most of {len(predictions)} runs, {known} of them known label errors"
-    )
+    print(f"{len(hard)} test images are read wrong by {readers(len(runs))}, {known} of them known label errors")
     print(f"written to {figure} and {details}")
 
 

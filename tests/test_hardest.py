@@ -1,7 +1,9 @@
 import gzip
+import itertools
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from experiments import hardest
@@ -40,6 +42,20 @@ def test_known_label_errors_are_the_images_of_the_original_archive(mnist_archive
         error = item.label_error
         assert error.number == number and error.guess != labels[number] == item.label
         assert error.for_label + error.for_guess + error.for_neither == 5 and error.for_label <= 2
+
+
+@pytest.mark.parametrize("dataset", data.CLASS_NAMES)
+def test_no_text_of_the_figure_touches_another(dataset):
+    names = data.CLASS_NAMES[dataset]
+    error = hardest.LabelError(0, 6, 2, 2, 1) if names == recogniser.DIGITS else None
+    image = np.zeros((28, 28), np.uint8)
+    hard = [hardest.Hard(9990 + i, i, {(i + k) % 10: 12 - k for k in range(1, 5)}, error, image) for i in range(10)]
+    figure = hardest.figure_hardest(hard, 40, 42, names)
+    figure.canvas.draw()
+    texts = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(texts, 2))
+    assert all(text.x0 >= 0 and text.x1 <= figure.bbox.x1 for text in texts)
+    assert any("In blue" in text.get_text() for text in figure.axes[0].texts) == bool(error)
 
 
 def test_command_draws_and_writes(digits_run, tmp_path):
