@@ -138,6 +138,9 @@ def main(argv: list[str]) -> None:
         raise cli.UserError("name finished run directories: python -m experiments.hardest RUN...")
     from mnist_flax import data, devices, progress, recogniser, run
 
+    places = [Path(argument).resolve() for argument in argv[1:]]
+    if len(set(places)) < len(places):
+        raise cli.UserError(f"{max(places, key=places.count)} is named more than once: a run has one vote")
     figure = Path(_FIGURE.value)
     details = figure.with_suffix(".json")
     outputs.check("figure", figure, ".png")
