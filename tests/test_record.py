@@ -79,6 +79,11 @@ def test_the_test_set_is_scored_only_when_all_have_trained(tmp_path, digits_data
         assert found["views_accuracy"]["values"][seed] == pytest.approx(scores["accuracy"])
     assert "3 views, disjoint ensembles of 2" in out and len(found["views_ensemble_accuracy"]["values"]) == 1
 
+    process = start("experiments.record", "--views=1000000", *arguments)
+    assert process.stdout.readline().startswith("all are scored")
+    process.send_signal(signal.SIGTERM)
+    assert "goes on from here" in finish(process).stdout
+
     # Of another recipe in the same directory the ensemble is another, and what stands in its place gets one line.
     swapped = ("--recipe=configs/tiny.py", "--reference=configs/digits.py", *arguments[2:])
     (tmp_path / "tiny_ensemble_2").mkdir()

@@ -80,12 +80,15 @@ def main(argv: list[str]) -> int:
     for training in (*recipe, *reference):  # a finished one is not trained again, and would not be asked
         configs[training.recipe].seed = training.seed
         run.check_directory(training.directory, configs[training.recipe])
-    stop = cli.Stop()
+    farewell = "stopped; the same command goes on from here"
+    stop = cli.Stop(farewell)
     stop.can_wait = True
     for stage in ("train", "score"):
         if not runs.complete([*recipe, *reference], stage, _PROCESSES.value, stop):
-            print("stopped; the same command goes on from here")
+            print(farewell)
             return 0
+    stop.can_wait = False  # nothing asks `stop` from here on
+    print("all are scored; comparing them", flush=True)
     results.write(place, recipe, reference, _ENSEMBLE.value, _VIEWS.value)
     return 0
 
