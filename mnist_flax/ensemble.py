@@ -61,7 +61,7 @@ def check_members(members: Sequence[Member]) -> None:
 
 
 def check_directory(directory: Path, paths: Sequence[Path]) -> None:
-    """Raises UserError for a directory that holds something else than an ensemble of these runs."""
+    """Raises UserError for a directory that holds something else than an ensemble of these very runs."""
     if not directory.exists():
         return
     if not directory.is_dir():
@@ -75,6 +75,13 @@ def check_directory(directory: Path, paths: Sequence[Path]) -> None:
         raise cli.UserError(f"--workdir={directory} holds a run: use another directory")
     if sorted(recorded) != sorted(map(str, paths)):
         raise cli.UserError(f"--workdir={directory} holds an ensemble of other runs: use another directory")
+    for member in run.read_recorded(directory)["members"] if run.read_summary(directory) else ():
+        now = run.read_summary(Path(member["path"]))  # None if the run is gone, as it may
+        if now and now["train_seconds"] != member.get("train_seconds"):
+            raise cli.UserError(
+                f"--workdir={directory} is of {member['path']} as it was before it was trained anew: "
+                "use another directory"
+            )
 
 
 def check_different(runs: Sequence[run.Run]) -> None:

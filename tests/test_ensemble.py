@@ -169,6 +169,21 @@ def test_an_unfinished_one_is_made_anew_and_disjoint_ones_are_scored(digits_ense
     assert f"mean {np.mean(scores['test_accuracies']):.3%}" in out and "n = 2" in out
 
 
+def test_one_whose_member_was_trained_anew_is_not_shown_as_if_it_were_of_the_new_run(digits_ensemble, tmp_path):
+    directory = shutil.copytree(digits_ensemble[0], tmp_path / "ensemble")
+    runs = [shutil.copytree(place, tmp_path / place.name) for place in digits_ensemble[1]]
+    recorded = json.loads((directory / "config.json").read_text())
+    recorded["members"] = [ensemble.read_member(path) for path in runs]
+    (directory / "config.json").write_text(json.dumps(recorded))
+    ensemble.check_directory(directory, runs)
+    summary = run.read_summary(runs[1])
+    (runs[1] / "summary.json").write_text(json.dumps(summary | {"train_seconds": summary["train_seconds"] + 1}))
+    with pytest.raises(UserError, match=f"{runs[1]} as it was before it was trained anew"):
+        ensemble.check_directory(directory, runs)
+    (directory / "summary.json").unlink()  # not finished: it is made of the new run
+    ensemble.check_directory(directory, runs)
+
+
 def test_wrong_arguments_get_one_line(digits_ensemble, tmp_path):
     directory, (first, second, _) = digits_ensemble
     copy = shutil.copytree(second, tmp_path / "copy")
