@@ -252,7 +252,7 @@ def check(peers: Sequence[str], dtypes: Sequence[str], batches: Sequence[str], e
         if dtype not in ("bfloat16", "float32"):
             raise cli.UserError(f"--dtype={dtype} is unknown: choose from bfloat16, float32")
     for batch in batches:
-        if not batch.isdecimal() or not 1 <= int(batch) <= examples:
+        if not batch.isdecimal() or not 1 <= int(batch[:20]) <= examples:
             raise cli.UserError(f"--batch={batch} must be a whole number from 1 to {examples:,}, or several: 128,1024")
 
 
@@ -262,7 +262,8 @@ def main(argv: list[str]) -> None:
     split, kind = _examples()
     if _BATCH_NORM.value:
         kind = f"with batch norm, {kind}"
-    check(_PEERS.value, _DTYPE.value, _BATCH.value, len(split.labels))
+    peers, dtypes, batches = (list(dict.fromkeys(flag.value)) for flag in (_PEERS, _DTYPE, _BATCH))  # each once
+    check(peers, dtypes, batches, len(split.labels))
     out = Path(_OUT.value or run.new_directory("benchmark"))
     out.mkdir(parents=True, exist_ok=True)
     print(out, flush=True)
@@ -271,13 +272,13 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         examples = Path(directory) / "examples.npz"
         np.savez(examples, images=split.images, labels=split.labels)
-        for batch in _BATCH.value:
-            found, apart = compare(["project", *_PEERS.value], _DTYPE.value, int(batch), examples)
+        for batch in batches:
+            found, apart = compare(["project", *peers], dtypes, int(batch), examples)
             print_table(found, kind)
             rows, distances = rows + found, distances + apart
     for name, description in {row["contender"]: row["description"] for row in rows}.items():
         progress.console.print(f"{NAMES[name]}: {description}")
-    for dtype in _DTYPE.value:
+    for dtype in dtypes:
         peak = max(row["peak_flops"] for row in rows if row["dtype"] == dtype)
         progress.console.print(f"peak of {dtype} products: {peak / 1e12:.3g} TFLOP/s")
     idle = max(row["idle_cpu_share"] for row in rows)

@@ -22,7 +22,8 @@ def without_mnist(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("norm", [(), ("--batch_norm",)], ids=["plain", "batch_norm"])
 def test_project_and_plain_flax_run_in_turns(tmp_path, without_mnist, norm):
-    short = ("--peers=flax", "--dtype=float32", "--batch=16,32", "--rounds=2", "--seconds=0.01", "--check_steps=32")
+    named = ("--peers=flax,flax", "--dtype=float32,float32", "--batch=16,32,16")  # each is measured once
+    short = (*named, "--rounds=2", "--seconds=0.01", "--check_steps=32")
     out = command(COMMAND, *short, *norm, f"--out={tmp_path / 'out'}").stdout
     assert "random images" in out and "plain Flax" in out and "TFLOP/s" in out
     assert ("with batch norm" in out) == bool(norm)
@@ -47,6 +48,7 @@ def test_project_and_plain_flax_run_in_turns(tmp_path, without_mnist, norm):
         ("--peers=caffe", "unknown: choose from torch, keras, flax"),
         ("--batch=12,x", "--batch=x must be a whole number"),
         ("--batch=1000000", "from 1 to 55,000"),
+        (f"--batch={'1' * 5_000}", "from 1 to 55,000"),
         ("--dtype=float16", "choose from bfloat16, float32"),
         ("--batch=", "--batch= names nothing"),
         ("--dtype=", "--dtype= names nothing"),
