@@ -173,11 +173,11 @@ def main(argv: list[str]) -> None:
     if _WORKER.value:
         torch_worker(_WORKER.value)
         return
-    if unknown := set(_METHODS.value) - {*METHODS, "scaling"}:
-        raise cli.UserError(f"--methods: {', '.join(unknown)} is none of {', '.join(METHODS)}, scaling")
+    if not _METHODS.value or not {*METHODS, "scaling"} >= set(_METHODS.value):
+        raise cli.UserError(f"--methods={','.join(_METHODS.value)} must be some of {','.join(METHODS)},scaling")
     most = len(list(throughput.sweep()))
-    for size in _SIZES.value:
-        if not size.isdecimal() or not 1 <= int(size) <= most:
+    for size in _SIZES.value or [""]:
+        if not size.isdecimal() or not 1 <= int(size[:20]) <= most:
             raise cli.UserError(f"--sizes={size} must be a whole number from 1 to {most}, or several: 1,2,4")
     if {"population", "torch"} & set(_METHODS.value):
         extra.require_optuna()

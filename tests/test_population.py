@@ -192,7 +192,13 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(tmp_path):
         assert hint in ended.stderr and len(ended.stderr.splitlines()) == 1 and not ended.stdout
 
 
-@pytest.mark.parametrize("sizes", ["a", "2,-1", "0", "1.5", "65"])
+@pytest.mark.parametrize("sizes", ["a", "2,-1", "0", "1.5", "65", "", "1" * 5_000])
 def test_sizes_of_the_benchmark_that_cannot_be_get_one_line(sizes):
     ended = command("experiments.bench_population", "--methods=scaling", f"--sizes={sizes}", status=2)
     assert "must be a whole number" in ended.stderr and len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("methods", ["", "scaling,caffe"])
+def test_methods_of_the_benchmark_that_are_none_get_one_line(methods):
+    ended = command("experiments.bench_population", f"--methods={methods}", status=2)
+    assert f"--methods={methods} must be some of population," in ended.stderr and len(ended.stderr.splitlines()) == 1
