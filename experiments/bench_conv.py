@@ -59,7 +59,8 @@ def make_run(name: str, impl: conv.Implementation, inputs: tuple) -> Callable[[]
 
 
 def main(argv: list[str]) -> None:
-    del argv
+    if len(argv) > 1:
+        raise cli.UserError(f"{argv[1]!r} is no flag: see --help")
     rng = np.random.default_rng(0)
     print(f"{'':16}{'lax':>9}" + "".join(f"{f'{tile / 2**20:g} MB':>9}" for tile in TILES))
     for name, (side, channels, size, features, *_) in LAYERS.items():

@@ -60,6 +60,11 @@ def test_mistakes_get_one_line(tmp_path, without_mnist, flag, message):
     assert message in result.stderr and not (tmp_path / "out").exists()
 
 
+def test_what_is_no_flag_gets_one_line():
+    error = command("experiments.bench_conv", "bfloat16", status=2).stderr
+    assert "'bfloat16' is no flag" in error and len(error.splitlines()) == 1
+
+
 def test_a_place_to_save_to_that_is_not_there_gets_one_line():
     error = command("experiments.bench_saving", "--directory=nope/x", status=2).stderr
     assert "--directory=nope/x is no directory" in error and len(error.splitlines()) == 1
