@@ -1,4 +1,4 @@
-"""Mean, standard deviation and interval over finished runs: `python -m experiments.summarize RUN...`."""
+"""Mean, standard deviation and interval over finished runs of one recipe: `python -m experiments.summarize RUN...`."""
 
 import math
 import statistics
@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from mnist_flax import cli, progress, run
+from mnist_flax import config as config_lib
 
 FIELDS = ("train_accuracy", "validation_accuracy", "test_accuracy", "train_seconds", "test_seconds", "total_seconds")
 
@@ -50,17 +51,24 @@ def main(argv: list[str]) -> None:
     if len(argv) < 2:
         raise cli.UserError("name finished run directories: python -m experiments.summarize RUN...")
     summaries = []
-    for directory in map(Path, argv[1:]):
-        run.read_config(directory)
+    directories = [Path(name) for name in argv[1:]]
+    configs = [run.read_config(directory) for directory in directories]
+    places = [directory.resolve() for directory in directories]
+    for directory, config in zip(directories, configs, strict=True):
+        if places.count(directory.resolve()) > 1:
+            raise cli.UserError(f"{directory} is named more than once: a run counts once")
+        config.seed = configs[0].seed
+        if changes := config_lib.differences(configs[0], config):
+            raise cli.UserError(
+                f"{directory} differs from {argv[1]} in more than its seed ({', '.join(changes)}): summarize one recipe"
+            )
         summary = run.read_summary(directory)
         if summary is None:
             raise cli.UserError(f"{directory} is not finished: run its training command again, then this one")
         summaries.append(summary)
-    datasets = {summary["dataset"] for summary in summaries}
-    if len(datasets) > 1:
-        raise cli.UserError(f"these runs are of different datasets ({', '.join(sorted(datasets))}): summarize one")
     headings = (name.removesuffix("_accuracy").replace("_seconds", " s") for name in FIELDS)
-    table = progress.table("run", "seed", *headings, title=f"{datasets.pop()}, {summaries[0]['device']}")
+    devices = dict.fromkeys(summary["device"] for summary in summaries)
+    table = progress.table("run", "seed", *headings, title=f"{configs[0].dataset}, {' and '.join(devices)}")
     for name, summary in zip(argv[1:], summaries, strict=True):
         table.add_row(Path(name).name, str(summary["seed"]), *(shown(field, summary.get(field)) for field in FIELDS))
     add_means(table, summaries, FIELDS, "")

@@ -21,19 +21,23 @@ def test_interval_is_students(values):
         assert (mean - half, mean + half) == pytest.approx((low, high))
 
 
-def finished(directory, seed, accuracy, dataset="mnist", **more):
+def finished(directory, seed, accuracy, recipe=None, **more):
     directory.mkdir()
-    run.write_config(directory, default_config(), {})
+    config = default_config()
+    config.update_from_flattened_dict({"seed": seed} | (recipe or {}))
+    run.write_config(directory, config, {})
     fields = {"train_accuracy": 1.0, "validation_accuracy": None, "train_seconds": 1.0}
     fields |= {"test_seconds": 2.0, "total_seconds": 3.0}
-    summary = fields | {"dataset": dataset, "seed": seed, "test_accuracy": accuracy, "device": "1 x cpu"} | more
+    summary = fields | {"dataset": config.dataset, "seed": seed, "test_accuracy": accuracy, "device": "1 x cpu"} | more
     (directory / "summary.json").write_text(json.dumps(summary))
     return directory
 
 
 def test_command_prints_mean_and_deviation(tmp_path):
-    runs = [finished(tmp_path / str(i), i, accuracy) for i, accuracy in enumerate((0.99, 0.995, 1.0))]
+    accuracies = enumerate((0.99, 0.995, 1.0))
+    runs = [finished(tmp_path / str(i), i, accuracy, device=f"{1 + i // 2} x cpu") for i, accuracy in accuracies]
     out = command("experiments.summarize", *runs).stdout
+    assert "mnist, 1 x cpu and 2 x cpu" in out
     assert "99.500%" in out and "0.500%" in out and "1.242%" in out
 
 
@@ -46,10 +50,11 @@ def test_numbers_are_those_of_each_column(tmp_path):
 
 def test_command_refuses_what_cannot_be_averaged(tmp_path):
     first = finished(tmp_path / "a", 0, 0.9)
-    assert (
-        "different datasets"
-        in command("experiments.summarize", first, finished(tmp_path / "b", 0, 0.9, "digits"), status=2).stderr
-    )
+    for name, recipe in (("b", {"dataset": "digits"}), ("c", {"optimizer.learning_rate": 0.1, "num_epochs": 1})):
+        error = command("experiments.summarize", first, finished(tmp_path / name, 1, 0.9, recipe), status=2).stderr
+        assert all(f"{key}: " in error for key in recipe) and "seed:" not in error and len(error.splitlines()) == 1
+    again = command("experiments.summarize", first, f"{first}/", status=2).stderr
+    assert "named more than once" in again
     (first / "summary.json").unlink()
     assert "not finished" in command("experiments.summarize", first, status=2).stderr
     assert "no run directory" in command("experiments.summarize", tmp_path, status=2).stderr
