@@ -14,7 +14,7 @@ import time
 
 from experiments import extra
 from experiments.contenders import TORCH_ENVIRONMENT
-from mnist_flax import cli
+from mnist_flax import cli, prepare
 
 
 def train(seed: int) -> None:
@@ -66,6 +66,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 2 or not seed.isdecimal() or len(seed) > 18:
         raise cli.UserError(f"{' '.join(argv[1:])!r} is no seed: name one whole number, of at most 18 digits")
     extra.require_torch()
+    if not prepare.is_prepared("mnist"):  # or that would be timed too
+        raise cli.UserError("MNIST is not prepared: run python -m mnist_flax.main once, or set TFDS_DATA_DIR")
     if not TORCH_ENVIRONMENT.items() <= os.environ.items():  # glibc reads them when a process starts
         command = [sys.executable, "-m", "experiments.speedrun_peer", seed]
         os.execve(sys.executable, command, os.environ | TORCH_ENVIRONMENT)

@@ -29,3 +29,12 @@ def test_without_a_package_one_line_says_what_to_install(package, arguments, ext
 def test_what_is_no_seed_of_the_peer_gets_one_line(arguments):
     error = command("experiments.speedrun_peer", *arguments, status=2).stderr
     assert "is no seed" in error and len(error.splitlines()) == 1
+
+
+def test_the_peer_times_no_preparation_of_data(tmp_path):
+    code = (
+        "import runpy, sys; sys.modules['torch'] = sys; sys.argv = ['it']; "  # PyTorch is not reached
+        "runpy.run_module('experiments.speedrun_peer', run_name='__main__')"
+    )
+    error = finish(start(code, option="-c", TFDS_DATA_DIR=str(tmp_path)), 2).stderr
+    assert "MNIST is not prepared: run python -m mnist_flax.main once" in error and len(error.splitlines()) == 1
