@@ -127,6 +127,18 @@ def claim(directory: Path) -> Iterator[None]:
         yield
 
 
+def is_claimed(directory: Path) -> bool:
+    """Whether a process holds the directory just now."""
+    try:
+        with (directory / _LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # nobody ever has
+        pass
+    return False
+
+
 def write_config(
     directory: Path, config: ConfigDict, device: Mapping[str, Any], members: Sequence[Mapping[str, Any]] = ()
 ) -> None:

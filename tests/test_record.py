@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy import special
 
 from experiments.record import results, runs
+from mnist_flax import run
 from tests.commands import command, finish, start, wait_for
 
 SMALL = [
@@ -50,7 +51,10 @@ def test_scores_are_paired_by_seed_and_ensembles_share_no_run():
 def test_the_test_set_is_scored_only_when_all_have_trained(tmp_path, digits_data_dir):
     recipes = ("--recipe=configs/digits.py", "--reference=configs/tiny.py", "--seeds=2", "--ensemble=2")
     arguments = (*recipes, f"--workdir={tmp_path}", "--", f"--config.data_dir={digits_data_dir}", *SMALL)
-    process = start("experiments.record", *arguments)
+    with run.claim(tmp_path / "digits" / "0"):  # as a training does whose command was killed
+        process = start("experiments.record", *arguments)
+        assert "waiting for digits 0" in process.stdout.readline()
+        assert not (tmp_path / "digits" / "1").exists()
     wait_for(lambda: (tmp_path / "digits" / "1" / "metrics.jsonl").exists(), process, 200)
     process.send_signal(signal.SIGTERM)
     assert "goes on from here" in finish(process).stdout

@@ -54,7 +54,8 @@ class Training(NamedTuple):
 def complete(trainings: Sequence[Training], stage: str, processes: int, stop: Callable[[], bool]) -> bool:
     """Brings all runs through a stage: "train", which the test set has no part in, or "score".
 
-    Runs that were scored are left alone. False when `stop()` came first: what was under way has saved its state.
+    Runs that were scored are left alone, and those waited for that a command which was killed has left at work. False
+    when `stop()` came first: what was under way has saved its state.
 
     Raises:
       RunError: a run failed; the others were stopped, and resume.
@@ -62,14 +63,20 @@ def complete(trainings: Sequence[Training], stage: str, processes: int, stop: Ca
     waiting = [training for training in trainings if run.read_summary(training.directory) is None]
     done = len(trainings) - len(waiting)
     shares = _core_shares(processes)
+    told = False
     running: dict[int, tuple[Training, subprocess.Popen]] = {}
     with _bar(stage, len(trainings)) as show:
         try:
             while waiting or running:
+                held = [training for training in waiting if run.is_claimed(training.directory)]
+                if held and not told:
+                    progress.console.print(f"waiting for {held[0].name}, which an earlier command still trains")
+                    told = True
                 for slot in range(processes):
-                    if waiting and slot not in running and not stop():
-                        training = waiting.pop(0)
-                        running[slot] = training, _start(training, stage, shares[slot])
+                    free = [training for training in waiting if training not in held]
+                    if free and slot not in running and len(held) + len(running) < processes and not stop():
+                        waiting.remove(free[0])
+                        running[slot] = free[0], _start(free[0], stage, shares[slot])
                 for slot, (training, process) in list(running.items()):
                     if process.poll() is not None:
                         del running[slot]
