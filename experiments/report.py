@@ -109,7 +109,7 @@ def write(place: Path) -> Path:
     objective = record.plan.objective
     trials = read_trials(study, objective)
     axes_of = [study_figures.make_axis(key, scale) for key, scale in record.scales.items()]
-    shown = [axis for axis in axes_of if axis.key != "seed"]
+    shown = [axis for axis in axes_of if axis.key != "seed"] or axes_of
     confirmation = directory.read_confirmation(place)
     drawn = {}
     by_key = {axis.key: axis for axis in shown}

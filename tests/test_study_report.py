@@ -161,6 +161,19 @@ def test_axes_of_choices():
     assert widths.ticks == ("(8,)", "(16, 8)")
 
 
+def test_a_sweep_of_seeds_alone_has_a_report(tmp_path):
+    ranges = {"seed": space.choice(0, 1)}
+    definition = space.Definition(default_config(), ranges, [{"seed": 0}, {"seed": 1}], space.Plan())
+    record = directory.prepare(tmp_path / "seeds", definition, None)
+    study = worker.join(record.name, definition, storage.connect(record.storage, heartbeat=60), tmp_path / "seeds")
+    for seed in (0, 1):
+        trial = study.ask()
+        assert trial.suggest_categorical("seed", [0, 1]) == seed
+        trial.set_user_attr("curve", [[10, 1, 0.5, 0.5, 0.9]])
+        study.tell(trial, 0.1)
+    assert "written" in command("experiments.report", tmp_path / "seeds").stdout
+
+
 def test_a_study_without_a_result_is_refused(tmp_path):
     definition = space.Definition(default_config(), SPACE, [], space.Plan())
     record = directory.prepare(tmp_path / "new", definition, None)
