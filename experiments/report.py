@@ -123,7 +123,8 @@ def write(place: Path) -> Path:
     if importance:
         drawn["importance"] = study_figures.figure_importance(importance)
     drawn["curves"] = study_figures.figure_curves(trials)
-    drawn["budget"] = study_figures.figure_budget(trials, objective)
+    if len(trials) > 1:
+        drawn["budget"] = study_figures.figure_budget(trials, objective)
     if confirmation:
         drawn["seeds"] = study_figures.figure_seeds(confirmation)
     pictures = report.save_figures(place, drawn)

@@ -196,7 +196,7 @@ def figure_parallel(trials: Sequence[Trial], axes_of: Sequence[Axis], objective:
         for i, axis in enumerate(axes_of):
             x.append(i)
             y.append(axis.share(trial.params[axis.key]) if axis.key in trial.params else math.nan)
-        quality = rank / max(len(complete) - 1, 1)
+        quality = rank / (len(complete) - 1) if len(complete) > 1 else 1.0
         among_best = rank >= len(complete) - 5
         end = ([*x, len(axes_of)], [*y, 1 - quality])
         colour, width = (VERMILION, 2) if among_best else (colours(0.15 + 0.5 * quality), 1)

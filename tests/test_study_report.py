@@ -105,6 +105,14 @@ def test_the_ring_of_the_best_lies_on_its_dot_also_where_dots_are_spread():
     assert ring.get_xydata()[0].tolist() in dots.tolist() and ring.get_ydata()[0] == 0.02
 
 
+def test_a_trial_without_rivals_is_drawn_as_the_best():
+    axis = study_figures.make_axis("num_epochs", {"kind": "integer", "low": 1, "high": 4, "log": False})
+    trial = Trial(0, {"num_epochs": 2}, "complete", 0.02, [])
+    panel = study_figures.figure_parallel([trial], [axis], "validation_error").axes[0]
+    (best,) = (text.xy for text in panel.texts if text.get_text() == "best")
+    assert panel.lines[0].get_xydata()[-1].tolist() == list(best)
+
+
 def test_every_value_of_a_scientific_choice_is_drawn_each_in_its_own_way():
     widths = [[4 * i, 8 * i] for i in range(1, 11)]
     ranges = {
@@ -161,17 +169,20 @@ def test_axes_of_choices():
     assert widths.ticks == ("(8,)", "(16, 8)")
 
 
-def test_a_sweep_of_seeds_alone_has_a_report(tmp_path):
-    ranges = {"seed": space.choice(0, 1)}
-    definition = space.Definition(default_config(), ranges, [{"seed": 0}, {"seed": 1}], space.Plan())
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_a_sweep_of_seeds_alone_has_a_report(seeds, tmp_path):
+    ranges = {"seed": space.choice(*seeds)}
+    definition = space.Definition(default_config(), ranges, [{"seed": seed} for seed in seeds], space.Plan())
     record = directory.prepare(tmp_path / "seeds", definition, None)
     study = worker.join(record.name, definition, storage.connect(record.storage, heartbeat=60), tmp_path / "seeds")
-    for seed in (0, 1):
+    for seed in seeds:
         trial = study.ask()
-        assert trial.suggest_categorical("seed", [0, 1]) == seed
+        assert trial.suggest_categorical("seed", seeds) == seed
         trial.set_user_attr("curve", [[10, 1, 0.5, 0.5, 0.9]])
         study.tell(trial, 0.1)
     assert "written" in command("experiments.report", tmp_path / "seeds").stdout
+    # More trials than one bought something.
+    assert (tmp_path / "seeds" / "figures" / "budget.png").exists() == (len(seeds) > 1)
 
 
 def test_a_study_without_a_result_is_refused(tmp_path):
