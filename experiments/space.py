@@ -154,7 +154,8 @@ def define(module: Any, config: ConfigDict) -> Definition:
         sweep = _given(module, "sweep", list)
         if not sweep or not all(isinstance(entry, Mapping) and entry for entry in sweep):
             raise UserError("sweep() must yield overrides, one or more: {'optimizer.learning_rate': 0.001}")
-        sweep = [{key: _plain(value) for key, value in entry.items()} for entry in sweep]
+        entries = [{key: _plain(value) for key, value in entry.items()} for entry in sweep]
+        sweep = [entry for i, entry in enumerate(entries) if entry not in entries[:i]]
         space: Space = {}  # once the entries are known to be sound
     else:
         space = _given(module, "search_space")

@@ -184,6 +184,10 @@ def test_a_range_may_depend_on_a_whole_number():
     assert [("seed" in trial) for trial in trials] == [trial["num_epochs"] == 2 for trial in trials]
 
 
+def test_what_a_sweep_yields_twice_is_one_trial():
+    assert define(sweep=lambda: [{"seed": 1}, {"num_epochs": 2}, {"seed": 1}]).sweep == [{"seed": 1}, {"num_epochs": 2}]
+
+
 def test_lists_may_be_given_for_tuples():
     widths = [[8, 16, 16], [16, 32, 32]]
     swept = define(sweep=lambda: space.product({"model.channels": widths}))
