@@ -245,6 +245,8 @@ def _check_dimension(key: str, dimension: Dimension, definition: Definition) -> 
     if dimension.kind == "choice":
         if not dimension.values:
             raise UserError(f"space: {key} is an empty choice: name its values")
+        if any(value in dimension.values[:i] for i, value in enumerate(dimension.values)):
+            raise UserError(f"space: the choice of {key} names a value twice: name each once")
         ends = dimension.values
     else:
         ends = (dimension.low, dimension.high)

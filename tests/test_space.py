@@ -148,6 +148,7 @@ def test_a_target_that_is_not_asked_for_makes_no_difference():
         ({"search_space": {RATE: space.log_uniform(0.1, 0.1)}}, "is empty"),
         ({"search_space": {RATE: space.log_uniform(0.0, 0.1)}}, "begin above 0"),
         ({"search_space": {RATE: space.choice()}}, "empty choice"),
+        ({"search_space": {"model.dense": space.choice([8], (8, 8), (8,))}}, "names a value twice"),
         ({"search_space": {RATE: 0.1}}, "must be log_uniform"),
         ({"search_space": {"model.dropout_rate": space.uniform(0.0, 1.5)}}, "out of range"),
         ({"search_space": {"num_epochs": space.uniform(1.0, 4.0)}}, "num_epochs"),
