@@ -82,10 +82,12 @@ def flag_errors() -> Iterator[None]:
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     with flag_errors():
         arguments = flags.FLAGS(list(argv))
-    for name in flags.FLAGS:  # NaN is below no bound and above none; fields of a config have checks of their own
+    for name in (name for name in flags.FLAGS if "." not in name):  # fields of a config have checks of their own
         value = flags.FLAGS[name].value
-        if isinstance(value, float) and not math.isfinite(value) and "." not in name:
+        if isinstance(value, float) and not math.isfinite(value):  # NaN is below no bound and above none
             raise UserError(f"--{name}={value} is no finite number: use one")
+        if isinstance(value, str) and value.startswith("~"):  # a path, which shells leave as it is after `=`
+            flags.FLAGS[name].value = os.path.expanduser(value)
     return arguments
 
 

@@ -137,7 +137,7 @@ def _joined(argv: Sequence[str]) -> list[str]:
     for word in words:
         name, equals, value = word.partition("=")
         if name in ("--config", "-config"):
-            word = f"--config={value if equals else next(words, '')}"
+            word = f"--config={os.path.expanduser(value if equals else next(words, ''))}"
         joined.append(word)
     return joined
 

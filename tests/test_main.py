@@ -95,6 +95,15 @@ def test_finished_run_prints_its_summary_and_trains_no_more(undisturbed, small):
     assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
 
 
+def test_a_path_on_the_command_line_may_begin_at_home(undisturbed, small, tmp_path):
+    home = undisturbed[0].parent
+    recipe = home / "mine.py"
+    recipe.write_text("from configs.digits import get_config\n")
+    arguments = ("--config=~/mine.py", *small[1:], "--workdir=~/run")
+    assert "test_accuracy" in finish(start("mnist_flax.main", *arguments, cwd=tmp_path, HOME=str(home))).stdout
+    assert not any(tmp_path.iterdir())
+
+
 def test_evaluate_repeats_the_recorded_score(undisturbed):
     workdir, _ = undisturbed
     out = command("mnist_flax.evaluate", workdir).stdout
