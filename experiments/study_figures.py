@@ -71,6 +71,8 @@ def short(key: str) -> str:
 
 
 def _set_x(axes: Axes, axis: Axis) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     if axis.ticks:
         axes.set_xticks(range(len(axis.ticks)), [_number(tick) for tick in axis.ticks])
         axes.set_xlim(-0.5, len(axis.ticks) - 0.5)
@@ -78,6 +80,10 @@ def _set_x(axes: Axes, axis: Axis) -> None:
             axes.tick_params("x", rotation=30)
     elif axis.log:
         axes.set_xscale("log")
+        if axis.high < 100 * axis.low:  # where powers of ten are few, matplotlib would write 2 x 10^1 and its like
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: _number(v)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlim(axis.low / 1.25, axis.high * 1.25)
     else:
         margin = 0.05 * (axis.high - axis.low)
@@ -260,6 +266,7 @@ def best_so_far(values: Sequence[float], samples: int = 2_000) -> Float[np.ndarr
 def figure_budget(trials: Sequence[Trial], objective: str) -> Figure:
     """The best value after so many trials, and what other orders of the same trials would have given."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6.2, 4.4))
     axes = figure.subplots()
@@ -273,6 +280,7 @@ def figure_budget(trials: Sequence[Trial], objective: str) -> Figure:
     actual = np.minimum.accumulate(values)
     axes.step(budget, actual, where="post", color=VERMILION, linewidth=1.8, label="this study")
     _set_y(axes, [*low, *np.minimum(high, worst)], objective)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("trials")
     axes.set_ylabel(f"best {_label_y(objective)} so far")
     axes.legend(frameon=False)

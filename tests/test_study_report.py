@@ -113,6 +113,22 @@ def test_a_trial_without_rivals_is_drawn_as_the_best():
     assert panel.lines[0].get_xydata()[-1].tolist() == list(best)
 
 
+def test_a_short_logarithmic_axis_has_plain_numbers():
+    axis = study_figures.make_axis("batch_size", {"kind": "integer", "low": 16, "high": 64, "log": True})
+    trials = [Trial(i, {"batch_size": size}, "complete", 0.02, []) for i, size in enumerate((16, 32, 64))]
+    figure = study_figures.figure_isolation(trials, [axis], "validation_error")
+    figure.draw_without_rendering()
+    ticks = figure.axes[0].xaxis
+    assert {"20", "50"} <= {text.get_text() for text in ticks.get_ticklabels()}
+    assert not any(text.get_text() for text in ticks.get_ticklabels(minor=True))
+
+
+def test_trials_are_counted_in_whole_numbers():
+    trials = [Trial(i, {}, "complete", 0.02 + 0.01 * i, []) for i in range(4)]
+    ticks = study_figures.figure_budget(trials, "validation_error").axes[0].get_xticks()
+    assert all(tick == round(tick) for tick in ticks)
+
+
 def test_every_value_of_a_scientific_choice_is_drawn_each_in_its_own_way():
     widths = [[4 * i, 8 * i] for i in range(1, 11)]
     ranges = {
