@@ -100,7 +100,10 @@ def load(config: ConfigDict) -> Splits:
             )
         train_indices = train_indices[stratified(labels[train_indices], config.train_examples)]
     if len(train_indices) < config.batch_size:
-        raise UserError(f"batch_size={config.batch_size} is larger than the {len(train_indices):,} training examples")
+        raise UserError(
+            f"config.batch_size={config.batch_size} is larger than the {len(train_indices):,} training examples: "
+            f"use at most {len(train_indices)}"
+        )
     train = Split(*(array[train_indices] for array in decoded["train"]))
     held = Split(*(array[validation] for array in decoded["train"]))
     return Splits(train, held, decoded["test"], train_indices)

@@ -146,7 +146,7 @@ def test_train_examples_are_a_stratified_part_of_what_is_left(digits_data_dir):
         ({"validation_examples": -1}, "validation_examples=-1 does not fit"),
         ({"train_examples": 1_296}, "train_examples=1296 does not fit: 1,295 are left"),
         ({"train_examples": 0}, "train_examples=0 does not fit"),
-        ({"batch_size": 1_296}, "batch_size=1296 is larger than the 1,295 training examples"),
+        ({"batch_size": 1_296}, "config.batch_size=1296 is larger than the 1,295 training examples: use at most 1295"),
         ({"train_examples": 100}, "batch_size=128 is larger than the 100 training examples"),
         ({"dataset": "cifar10"}, "dataset 'cifar10' is unknown"),
     ],
