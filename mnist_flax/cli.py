@@ -124,6 +124,8 @@ def report(error: BaseException) -> int | None:
             error = UserError(f"{error.filename} cannot be used ({error.strerror}): choose another name")
         elif error.errno in _PERMISSION_ERRORS:
             error = UserError(f"{error.filename} may not be used ({error.strerror}): change that, or name a copy")
+        elif isinstance(error, FileNotFoundError) and not Path(str(error.filename)).parent.exists():
+            error = RunError(f"the directory of {error.filename} is gone: run the command again, and leave it in place")
         elif error.errno not in _STORAGE_ERRORS:
             return None
     logging.flush()

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import time
 
 import pytest
@@ -7,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from experiments.faults.sabotage import events_file, read_events
+from mnist_flax import cli, run
 from mnist_flax import config as config_lib
-from mnist_flax import run
 from mnist_flax.cli import UserError
 
 
@@ -109,3 +110,15 @@ def test_any_config_file_is_read_or_refused_in_one_line(text, directory):
         config_lib.check(run.read_config(directory))  # a field that is not there has its default
     except UserError as error:
         assert "\n" not in str(error)
+
+
+def test_a_run_directory_that_is_removed_meanwhile_is_one_line(tmp_path, capsys):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    metrics = run.Metrics(directory, "")
+    shutil.rmtree(directory)
+    with pytest.raises(FileNotFoundError) as caught:
+        metrics.append({"step": 1, "split": "train", "loss": 0.5, "seconds": 1.0})
+    assert cli.report(caught.value) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "is gone" in said and said.count("\n") == 1
