@@ -21,6 +21,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from experiments import members
+from mnist_flax import cli
 from mnist_flax import config as config_lib
 from mnist_flax.cli import UserError
 
@@ -123,7 +124,7 @@ class Definition:
             config = members.with_fields(self.config, overrides)
             self.derive(config)
         except Exception as error:  # `derive` is the user's
-            raise UserError(" ".join(f"a trial's config cannot be made: {error}".split())) from error
+            raise UserError(f"a trial's config cannot be made: {cli.reason(error)}") from error
         members.check([self.config, config])
         return config
 
@@ -188,7 +189,7 @@ def _given(module: Any, name: str, kind: Callable = lambda given: given) -> Any:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(" ".join(f"{name}() fails with {type(error).__name__}: {error}".split())) from error
+        raise UserError(f"{name}() fails with {type(error).__name__}: {cli.reason(error)}") from error
 
 
 def sweep_space(sweep: Sequence[Mapping[str, Any]]) -> Space:

@@ -65,16 +65,21 @@ class Stop:
         return self.requested
 
 
+def reason(error: BaseException) -> str:
+    """What an exception says, on one line."""
+    while error.args and isinstance(error.args[0], Exception):  # ml_collections wraps one in another
+        error = error.args[0]
+    # A KeyError shows its text as Python would write it, with quotes and escapes.
+    return " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+
+
 @contextlib.contextmanager
 def flag_errors() -> Iterator[None]:
     """Turns whatever absl and ml_collections raise over a flag into a UserError (absl's own exit status would be 1)."""
     try:
         yield
     except (flags.Error, AttributeError, LookupError, TypeError, ValueError, OSError) as error:
-        reason = error.args[0] if error.args else error
-        while isinstance(reason, Exception) and reason.args:  # ml_collections wraps one in another
-            reason = reason.args[0]
-        raise UserError(" ".join(str(reason).split())) from error
+        raise UserError(reason(error)) from error
     except (SyntaxError, RecursionError, MemoryError) as error:  # of a value that Python's parser gives up on
         raise UserError(f"a value on the command line is no Python literal ({type(error).__name__})") from error
 

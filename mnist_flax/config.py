@@ -178,8 +178,7 @@ def _try_recipe(name: str) -> None:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
         where = f", line {line}" if line else ""
-        reason = " ".join(str(error).split())
-        raise UserError(f"--config={path}{where}: {type(error).__name__}: {reason}") from error
+        raise UserError(f"--config={path}{where}: {type(error).__name__}: {cli.reason(error)}") from error
 
 
 def _find_recipe(argument: str) -> str:

@@ -253,6 +253,7 @@ RECIPE = (
         (RECIPE.replace("return config", "").format("pass"), ": get_config() returns nothing"),
         (RECIPE.format("config.num_epochs = '3'"), ", line 4: TypeError"),
         (RECIPE.format("config.model.channels = 64"), ", line 4: TypeError"),
+        (RECIPE.format("config.optimzer.name = 'sgd'"), ", line 4: AttributeError: 'optimzer' Did you mean"),
         (RECIPE.format("1 / 0"), ", line 4: ZeroDivisionError: division by zero"),
         (RECIPE.format("raise SystemExit(0)"), ", line 4: SystemExit: 0"),
         (b"\xff\xfe", ", line 1: SyntaxError"),
@@ -287,6 +288,11 @@ def test_ctrl_c_while_it_imports_ends_it_quietly(module):
     wait_for(lambda: "_multiarray_umath" in Path(f"/proc/{process.pid}/maps").read_text(), process)  # NumPy comes early
     process.send_signal(signal.SIGINT)
     assert "KeyboardInterrupt" not in finish(process, None).stderr
+
+
+def test_flags_in_a_file_that_is_no_text_are_refused_as_such(tmp_path):
+    (tmp_path / "flags").write_bytes(b"\xff\xfe")
+    assert "can't decode" in command("mnist_flax.main", f"--flagfile={tmp_path / 'flags'}", status=2).stderr
 
 
 def test_overrides_may_come_first_and_set_a_field_back_to_none(digits_data_dir):

@@ -234,10 +234,14 @@ def test_what_a_config_file_gets_wrong_itself_is_refused_in_one_line():
     def derive(config):
         config.num_epochs = (1, 2)[2]
 
+    def mistyped(config):
+        config.optimzer.name = "sgd"
+
     for functions, hint in (
         ({"search_space": lambda: {RATE: space.uniform("a", 0.2)}}, "search_space.* ValueError: could not convert"),
         ({"search_space": lambda: SPACE, "plan": lambda: {"rounds": 2}}, "space.Plan, not dict"),
         ({"search_space": lambda: SPACE, "derive": derive}, "config cannot be made: tuple index"),
+        ({"search_space": lambda: SPACE, "derive": mistyped}, "config cannot be made: 'optimzer' Did you mean"),
     ):
         with pytest.raises(UserError, match=hint):
             define(**functions)
