@@ -165,8 +165,6 @@ def main(argv: list[str]) -> None:
         raise cli.UserError(f"{max(paths, key=paths.count)} is named more than once: name each run once")
     if size and len(paths) < 2 * size:
         raise cli.UserError(f"--disjoint={size} needs {2 * size} runs or more to compare ensembles, not {len(paths)}")
-    if _WORKDIR.value == "":
-        raise cli.UserError("--workdir= names no directory: name one, or leave it out for a new one under runs/")
     directory = Path(_WORKDIR.value or run.new_directory("ensemble"))
     print(directory, flush=True)
     check_directory(directory, paths)

@@ -21,8 +21,6 @@ flags.declare_key_flag("config")
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise cli.UserError(f"{argv[1]!r} is no flag: override a field with --config.KEY=VALUE")
-    if _WORKDIR.value == "":
-        raise cli.UserError("--workdir= names no directory: name one, or leave it out for a new one under runs/")
     recipe, config = config_lib.recipe_path(), _CONFIG.value
     config_lib.check(config)
     directory = Path(_WORKDIR.value or run.new_directory(Path(recipe).stem))

@@ -190,7 +190,7 @@ def test_wrong_arguments_get_one_line(digits_ensemble, tmp_path):
     for arguments, message in (
         ([first], "name two or more"),
         ([first, first / ".." / first.name], "more than once"),
-        ([first, second, "--workdir="], "names no directory"),
+        ([first, second, "--workdir="], "names nothing"),
         ([first, second, "--disjoint=2"], "needs 4 runs or more"),
         ([second, copy, f"--workdir={tmp_path / 'new'}"], "are the same network"),
     ):

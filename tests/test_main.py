@@ -225,7 +225,7 @@ def _open_files(pid: int) -> str:
         (["--config.validation_examples=100000"], "validation_examples"),
         (["--config=configs/speedrun.py", "--config.dataset=digits"], "train_examples=50000 does not fit"),
         (["--workdir=README.md"], "README.md"),
-        (["--workdir="], "names no directory"),
+        (["--workdir="], "names nothing"),
         (["--workdir=tests"], "tests"),
         (["train"], "--config.KEY"),
         (["--confg=configs/digits.py"], "confg"),

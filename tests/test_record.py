@@ -112,7 +112,7 @@ def test_parts_of_runs_count_for_the_time_left_and_for_no_run(capsys):
     ("arguments", "hint"),
     [
         (["--ensemble=9"], "--seeds=9"),
-        (["--workdir="], "names no directory"),
+        (["--workdir="], "names nothing"),
         (["--recipe=configs/no.py"], "is no config file"),
         (["--seeds=1"], "seeds"),
         (["oops"], "'oops' is no flag"),

@@ -52,8 +52,6 @@ def main(argv: list[str]) -> int:
         raise cli.UserError(
             f"{bad[0]!r} is no flag: see --help; fields of the config go after --, as --config.KEY=VALUE"
         )
-    if not _WORKDIR.value:
-        raise cli.UserError("--workdir= names no directory: name one, or leave it out for runs/record")
     if _ENSEMBLE.value > _SEEDS.value:
         raise cli.UserError(f"--ensemble={_ENSEMBLE.value} takes at least as many seeds: --seeds={_ENSEMBLE.value}")
     for path in (_RECIPE.value, _REFERENCE.value):
