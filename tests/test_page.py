@@ -173,6 +173,20 @@ def test_undo_and_clear(open_page):
     assert shown_bars(page).max() == 0 and not pixels_of(page, "#seen").any()
 
 
+@pytest.mark.parametrize("key", ["undo", "clear"])
+def test_a_stroke_taken_back_while_it_is_drawn_is_gone(open_page, key):
+    page = open_page()
+    draw(page, 1)
+    expect(page.locator(f"#{key}")).to_be_enabled()
+    page.mouse.move(*place(page, (0.1, 0.1)))
+    page.mouse.down()
+    page.locator(f"#{key}").press("Space")
+    page.mouse.move(*place(page, (0.9, 0.1)))
+    page.mouse.up()
+    left = sent_strokes(page, lambda: draw(page, 1))
+    assert left == left[-1:] * (2 if key == "undo" else 1)
+
+
 def test_looking_inside(open_page, server):
     page = open_page()
     drawn = sent_strokes(page, lambda: draw(page, 3))

@@ -83,11 +83,15 @@ export function makePad(changed) {
 
   function undo() {
     strokes.pop();
-    down = false;
-    update();
+    lift();
   }
   function clear() {
     strokes = [];
+    lift();
+  }
+  /** Ends the stroke that is being drawn, which may just be gone: what the pen does next is no part of another. */
+  function lift() {
+    pointer = null;
     down = false;
     update();
   }
