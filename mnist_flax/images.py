@@ -48,6 +48,9 @@ def load(source: Path | str | IO[bytes], name: str | None = None, max_pixels: in
             with Image.open(source, formats=FORMATS) as image:
                 _check_size(image, name, max_pixels)
                 image.load()
+                image.getexif()  # kept by the image; the text of it would be written anew, which fails where it is odd
+                for text in ("exif", "Raw profile type exif"):
+                    image.info.pop(text, None)
                 return grey_levels(ImageOps.exif_transpose(image))
     except UserError:
         raise

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from mnist_flax import images
 from mnist_flax.cli import UserError
@@ -82,6 +83,17 @@ def test_exif_turns_the_picture_upright(orientation):
         options = {"lossless": True} if kind == "WEBP" else {}
         file = encoded(Image.fromarray(np.ascontiguousarray(stored)), kind, exif=exif, **options)
         np.testing.assert_allclose(images.load(file), upright / 255, atol=0.01)
+
+
+@pytest.mark.parametrize("place", ["exif", "Raw profile type exif"])
+def test_metadata_that_cannot_be_written_anew_cost_no_picture(place):
+    entries = struct.pack("<HHIHH", 274, 3, 1, 6, 0) + struct.pack("<HHI4s", 256, 2, 2, b"6")  # a width that is a text
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + entries + bytes(4)
+    image, options = Image.fromarray(np.rot90(RAMP)), {"exif": exif}
+    if place != "exif":  # as ImageMagick has it
+        options = {"pnginfo": PngInfo()}
+        options["pnginfo"].add_text(place, f"\nexif\n{len(exif):8}\n{exif.hex()}\n")
+    np.testing.assert_array_equal(images.load(encoded(image, "PNG", **options)), RAMP / np.float32(255))
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
