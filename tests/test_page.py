@@ -207,6 +207,14 @@ def test_looking_inside(open_page, server):
     expect(page.locator(".bars button").nth(other)).to_have_attribute("aria-pressed", "true")
 
 
+def test_the_threshold_is_told_as_it_is(browser, digits_run):
+    with running(digits_run, "--threshold=1") as server:
+        page = browser.new_context(**DESKTOP).new_page()
+        page.goto(server.address)
+        expect(page.locator("#bars-caption")).to_contain_text("in percent; an answer below 100 % is “?”.")
+        page.context.close()
+
+
 @pytest.mark.parametrize("device", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_a_form_comes_back_annotated(open_page, server, digits_run, device):
     split = data.load(run.read_config(digits_run)).test

@@ -60,8 +60,8 @@ export function makeAnswer(asked) {
     },
     describe(threshold) {
       element("bars-caption").textContent =
-        `How probable each digit is, in percent, as calibrated on validation images; an answer below ` +
-        `${percent(threshold)} is “?”. Press a digit to ask what speaks for it.`;
+        `How probable each digit is, in percent; an answer below ${+(100 * threshold).toFixed(2)} % is “?”. ` +
+        `Press a digit to ask what speaks for it.`;
     },
   };
 }
