@@ -237,6 +237,18 @@ def test_a_form_comes_back_annotated(open_page, server, digits_run, device):
     expect(page.locator("#seen-caption")).to_contain_text("found in the picture")
 
 
+@pytest.mark.parametrize("device", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_a_high_picture_parts_no_cards(open_page, device):
+    file = io.BytesIO()
+    Image.new("L", (100, 300), 255).save(file, format="PNG")
+    page = open_page(device, "#picture")
+    page.set_input_files("#file", {"name": "high.png", "mimeType": "image/png", "buffer": file.getvalue()})
+    expect(page.locator("#annotated")).to_be_visible()
+    page.wait_for_timeout(300)  # until it is laid out
+    answer, looks = (page.locator(part).bounding_box() for part in (".answer", ".looks"))
+    assert looks["y"] - answer["y"] - answer["height"] < 16
+
+
 DROP = """([name, encoded]) => {
   const bytes = Uint8Array.from(atob(encoded), (character) => character.charCodeAt(0));
   const transfer = new DataTransfer();
