@@ -268,7 +268,8 @@ def test_a_picture_can_be_dropped_and_read_in_another_way(open_page, digits_run)
     page.evaluate(DROP, ["digit.png", base64.b64encode(file.getvalue()).decode()])
     expect(page.locator("#lines button")).to_have_count(1)
     page.get_by_label("one digit").check()
-    expect(page.locator("#picture-status")).to_contain_text("1 digit found")
+    doubtful = ", 1 too doubtful to answer" if page.locator("#lines .unsure").count() else ""
+    expect(page.locator("#picture-status")).to_have_text(f"1 digit found{doubtful}.")
     page.locator("#lines button").click()
     expect(page.locator("#sentence")).to_contain_text(re.compile("network reads|doubtful"))
 
@@ -285,16 +286,25 @@ def test_mistakes_can_be_browsed(open_page, server):
     page = open_page(view="#mistakes")
     buttons = page.locator("#mistakes button")
     expect(buttons).to_have_count(found["errors"])
-    expect(page.locator("#mistakes-status")).to_contain_text(f"{found['errors']} of {found['examples']} test images")
-    expect(page.locator("#mistakes-status")).to_contain_text(f"{found['doubtful']} of these are doubtful")
     if not found["errors"]:
         pytest.skip("the network made no mistake")
+    expect(page.locator("#mistakes-status")).to_contain_text(f"{found['errors']} of {found['examples']} test images")
+    expect(page.locator("#mistakes-status")).to_contain_text(f"{found['doubtful']} of these so doubtful")
     first = found["mistakes"][0]
     buttons.first.click()
     expect(page.locator("#sentence")).to_contain_text(f"labelled {first['label']}")
     expect(page.locator("#seen-caption")).to_contain_text("as the test set has them")
     np.testing.assert_allclose(shown_bars(page), first["probabilities"], atol=0.02)
     np.testing.assert_array_equal(pixels_of(page, "#seen")[..., 0], first["pixels"])
+
+
+def test_a_network_without_mistakes_is_said_to_make_none(browser, server):
+    page = browser.new_context(**DESKTOP).new_page()
+    none = server.get("/api/mistakes") | {"mistakes": [], "errors": 0, "doubtful": 0}  # as of a better one
+    page.route("**/api/mistakes", lambda route: route.fulfill(json=none))
+    page.goto(f"{server.address}#mistakes")
+    expect(page.locator("#mistakes-status")).to_have_text("None of the 359 test images is read wrong.")
+    page.context.close()
 
 
 def test_tabs_by_keyboard(open_page):

@@ -23,10 +23,12 @@ export function makeMistakes(chosen) {
   }
 
   function show(found) {
+    const examples = found.examples.toLocaleString("en");
     const listed = found.mistakes.length < found.errors ? ` The ${found.mistakes.length} surest are shown.` : "";
-    element("mistakes-status").textContent =
-      `${found.errors} of ${found.examples.toLocaleString("en")} test images are read wrong, the surest first; ` +
-      `${found.doubtful} of these are doubtful enough to be answered with “?”.${listed} Press one to look inside.`;
+    element("mistakes-status").textContent = found.errors
+      ? `Read wrong: ${found.errors} of ${examples} test images, the surest first; ${found.doubtful} of these so ` +
+        `doubtful as to be answered with “?”.${listed} Press one to look inside.`
+      : `None of the ${examples} test images is read wrong.`;
     element("mistakes").replaceChildren(...found.mistakes.map(button));
     const labels = [...new Set(found.mistakes.map((mistake) => mistake.label))].sort();
     element("mistakes-label").append(

@@ -40,7 +40,8 @@ export function makePictures(chosen) {
     const digits = result.lines.flatMap((line) => line.numbers.flatMap((number) => number.digits));
     const doubtful = digits.filter((digit) => digit.digit === null).length;
     const found = digits.length === 1 ? "1 digit" : `${digits.length} digits`;
-    return digits.length ? `${found} found, ${doubtful} of them too doubtful to answer.` : "No digit was found in the picture.";
+    if (!digits.length) return "No digit was found in the picture.";
+    return `${found} found${doubtful ? `, ${doubtful} too doubtful to answer` : ""}.`;
   }
 
   async function read(next) {
