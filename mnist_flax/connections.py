@@ -8,7 +8,9 @@ import asyncio
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from mnist_flax.web import PATIENCE
+from mnist_flax.web import BUSY, PATIENCE
+
+MOST_CONNECTIONS = 256  # at a time; further ones are told to come back
 
 
 class Protocol(H11Protocol):
@@ -23,6 +25,8 @@ class Protocol(H11Protocol):
 
     def handle_events(self) -> None:
         before = self.cycle
+        if len(self.connections) > MOST_CONNECTIONS:  # uvicorn has a limit too, with an answer that is none of ours
+            self.app = BUSY
         super().handle_events()
         if self.cycle is not before and self._asking:  # the headers are there
             self._asking.cancel()

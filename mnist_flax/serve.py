@@ -19,7 +19,6 @@ _PORT = flags.DEFINE_integer("port", 8000, "port to listen at; 0 takes any that 
 _MAX_MEGABYTES = flags.DEFINE_float("max_megabytes", 16.0, "largest upload.", 0.001, 1000.0)
 _MAX_MEGAPIXELS = flags.DEFINE_float("max_megapixels", 50.0, "largest picture.", 0.001, 150.0)
 
-MOST_CONNECTIONS = 256  # at a time; further ones are told to come back
 SECONDS_TO_FINISH = 5  # for requests that are under way when the server is stopped
 
 
@@ -98,7 +97,6 @@ def serve(listener: socket.socket, host: str, directory: str) -> None:
             log_level=std_logging.ERROR,  # who sends nonsense is told so, and fills no log
             access_log=False,
             server_header=False,
-            limit_concurrency=MOST_CONNECTIONS,
             timeout_graceful_shutdown=SECONDS_TO_FINISH,
         )
     )

@@ -319,3 +319,8 @@ def secured(app: ASGIApp, hosts: frozenset[str] | None) -> ASGIApp:
         await app(scope, receive, send_guarded)
 
     return guard
+
+
+BUSY = secured(
+    _problem(503, "there are too many connections: try again", {"retry-after": "10", "connection": "close"}), None
+)

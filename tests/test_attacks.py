@@ -135,6 +135,7 @@ def test_many_idle_connections_make_room_for_others(server):
         assert answer.status in (200, 503)
         deadline = time.monotonic() + 60
         while answer.status == 503 and time.monotonic() < deadline:
+            assert "too many connections" in answer.json["error"] and answer.headers["x-frame-options"] == "DENY"
             time.sleep(0.2)
             answer = server.ask("GET", "/healthz")
         assert answer.status == 200  # while those 300 are still held at this end
