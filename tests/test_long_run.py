@@ -22,3 +22,8 @@ def test_files_are_whole_while_a_run_writes_them_and_old_checkpoints_go(digits_d
 def test_what_training_refuses_is_told_once(tmp_path):
     ended = command("experiments.long_run", f"--workdir={tmp_path}", "--", "--config.batch_size=0", status=2)
     assert "out of range" in ended.stderr and len(ended.stderr.splitlines()) == 1
+
+
+def test_a_workdir_that_names_no_directory_is_refused():
+    ended = command("experiments.long_run", "--workdir=", "--", "--config.batch_size=0", status=2)
+    assert "--workdir= names no directory" in ended.stderr
