@@ -91,8 +91,10 @@ def main(argv: list[str]) -> None:
     reading.require_packages()
     trained = named.load(argv[1])
     config = trained.config
-    split = getattr(data.load(config), _SPLIT.value)
     reader = recogniser.load_reader(trained)
+    split = getattr(data.load(config), _SPLIT.value)
+    if not len(split.labels):
+        raise cli.UserError(f"the run has no {_SPLIT.value} examples: choose another --split")
 
     columns = ("forms", "paper", "digits", "read", "95 %", "?", "wrong", "missed", "extra", "numbers")
     table = progress.table(*columns, title=f"{config.dataset} {_SPLIT.value} digits on forms")

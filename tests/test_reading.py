@@ -1,6 +1,7 @@
 """Reading of forms that are drawn from real digits; see `experiments/forms.py` for the figures of the reference run."""
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from experiments import forms as measured
 from mnist_flax import data, ink, layout, reading, recogniser, rules, run, segment
 from tests import forms
+from tests.commands import command
 
 PERFECT = -1e-6  # log probability
 
@@ -48,6 +50,22 @@ def test_forms_are_read(reader, digits, style, digits_read, numbers_read):
     assert score.numbers_read / score.numbers >= numbers_read, score
     if style is not forms.JOINED:
         assert score.missed <= 0.02 * score.digits and score.extra <= 0.03 * score.digits, score
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("validation_examples", 0, "has no validation examples: choose another --split"),
+        ("dataset", "kmnist", "was trained on kmnist, not on digits"),
+    ],
+)
+def test_runs_that_no_forms_can_be_drawn_for_get_one_line(field, value, message, digits_run, tmp_path):
+    shutil.copytree(digits_run, tmp_path / "run")
+    recorded = run.read_json(digits_run / "config.json")
+    recorded["config"] |= {field: value, "data_dir": str(tmp_path / "data")}
+    run.write_json(tmp_path / "run" / "config.json", recorded)
+    error = command("experiments.forms", tmp_path / "run", "--split=validation", status=2).stderr
+    assert message in error and "download" not in error
 
 
 def overlap(a, b) -> float:
