@@ -249,23 +249,24 @@ def test_a_high_picture_parts_no_cards(open_page, device):
     assert looks["y"] - answer["y"] - answer["height"] < 16
 
 
-DROP = """([name, encoded]) => {
+DROP = """([name, encoded, place]) => {
   const bytes = Uint8Array.from(atob(encoded), (character) => character.charCodeAt(0));
   const transfer = new DataTransfer();
   transfer.items.add(new File([bytes], name, { type: "image/png" }));
-  const place = document.getElementById("drop");
   for (const kind of ["dragover", "drop"]) {
-    place.dispatchEvent(new DragEvent(kind, { dataTransfer: transfer, bubbles: true, cancelable: true }));
+    const options = { dataTransfer: transfer, bubbles: true, cancelable: true };
+    document.getElementById(place).dispatchEvent(new DragEvent(kind, options));
   }
 }"""
 
 
-def test_a_picture_can_be_dropped_and_read_in_another_way(open_page, digits_run):
+@pytest.mark.parametrize(("view", "place"), [("#picture", "drop"), ("", "pad")])
+def test_a_picture_can_be_dropped_and_read_in_another_way(open_page, digits_run, view, place):
     split = data.load(run.read_config(digits_run)).test
     file = io.BytesIO()
     Image.fromarray(255 - split.images[0]).resize((200, 200)).save(file, format="PNG")
-    page = open_page(view="#picture")
-    page.evaluate(DROP, ["digit.png", base64.b64encode(file.getvalue()).decode()])
+    page = open_page(view=view)
+    page.evaluate(DROP, ["digit.png", base64.b64encode(file.getvalue()).decode(), place])
     expect(page.locator("#lines button")).to_have_count(1)
     page.get_by_label("one digit").check()
     doubtful = ", 1 too doubtful to answer" if page.locator("#lines .unsure").count() else ""

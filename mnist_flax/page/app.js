@@ -109,11 +109,19 @@ tabs.forEach((tab, i) => {
   });
 });
 
-document.addEventListener("paste", (event) => {
-  const file = [...event.clipboardData.files].find((each) => each.type.startsWith("image/"));
+// Pictures may be pasted and dropped anywhere: elsewhere a browser would leave the page for a file dropped on it.
+function take(file) {
   if (!file) return;
   open(element("tab-picture"), false);
   pictures.read(file);
+}
+document.addEventListener("paste", (event) =>
+  take([...event.clipboardData.files].find((each) => each.type.startsWith("image/"))),
+);
+document.addEventListener("dragover", (event) => event.preventDefault());
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  take(event.dataTransfer.files[0]);
 });
 
 answer.clear();

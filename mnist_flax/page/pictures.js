@@ -64,15 +64,7 @@ export function makePictures(chosen) {
     event.target.value = ""; // so that the same file can be chosen again
   });
   for (const radio of document.querySelectorAll("[name=layout]")) radio.addEventListener("change", () => file && read(file));
-  drop.addEventListener("dragover", (event) => {
-    event.preventDefault();
-    drop.classList.add("over");
-  });
-  drop.addEventListener("dragleave", () => drop.classList.remove("over"));
-  drop.addEventListener("drop", (event) => {
-    event.preventDefault();
-    drop.classList.remove("over");
-    if (event.dataTransfer.files[0]) read(event.dataTransfer.files[0]);
-  });
+  drop.addEventListener("dragover", () => drop.classList.add("over"));
+  for (const kind of ["dragleave", "drop"]) drop.addEventListener(kind, () => drop.classList.remove("over"));
   return { read };
 }
