@@ -30,6 +30,7 @@ def annotate(picture: Grey, reading: Reading) -> Image.Image:
                 text = digit.text if digit.answered else f"?({digit.likeliest})"
                 size = max(10, round(0.45 * float(np.median(boxes[:, 3] - boxes[:, 1]))))
                 font = ImageFont.load_default(size)
-                place = (max(0.0, (left + right) / 2), max(0.0, top - 2 * width))
+                half = draw.textlength(text, font) / 2 + 1
+                place = (max(half, min((left + right) / 2, image.width - half)), max(0.0, top - 2 * width))
                 draw.text(place, text, colour, font, anchor="mb" if place[1] > size else "mt")
     return image
