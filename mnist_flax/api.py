@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,15 +86,18 @@ class Choices(NamedTuple):
     annotated: bool
 
 
-def parse_choices(query: Mapping[str, str]) -> Choices:
-    """Raises UserError for a query parameter that is not known, or a value that it cannot have."""
+def parse_choices(query: Sequence[tuple[str, str]]) -> Choices:
+    """Raises UserError for a query parameter that is not known or not alone, or a value that it cannot have."""
     known = {"layout": reading.LAYOUTS, "annotated": ("false", "true")}
-    for name, value in query.items():
+    for name, value in query:
         if name not in known:
             raise UserError(f"there is no parameter {name[:40]!r}: there are {' and '.join(known)}")
         if value not in known[name]:
             raise UserError(f"{name} is one of {', '.join(known[name])}")
-    return Choices(query.get("layout", "digit"), query.get("annotated") == "true")
+    chosen = dict(query)
+    if len(chosen) < len(query):
+        raise UserError("a parameter is given more than once: give each once")
+    return Choices(chosen.get("layout", "digit"), chosen.get("annotated") == "true")
 
 
 def digit_to_json(

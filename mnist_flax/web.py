@@ -137,7 +137,7 @@ def warm_up(reader: Reader, explainer: Callable[[np.ndarray, int], explain.Expla
 
 async def predict(service: Service, request: Request) -> Response:
     """Reads a picture, or a digit given as JSON."""
-    choices = api.parse_choices(request.query_params)
+    choices = api.parse_choices(request.query_params.multi_items())
     kind = _content_type(request)
     if kind == "application/json":
         if request.query_params:

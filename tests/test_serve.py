@@ -235,6 +235,7 @@ def test_malformed_bodies_get_a_sentence(server, body, kind, status, sentence, d
         ("GET", "/%2e%2e/web.py", 404, "there is nothing"),
         ("GET", "/..%2f..%2fpyproject.toml", 404, "there is nothing"),
         ("POST", "/api/predict?layout=book", 400, "layout is one of digit, line, page"),
+        ("POST", "/api/predict?layout=page&layout=line", 400, "given more than once"),
         ("POST", "/api/predict?lay=page", 400, "there is no parameter 'lay'"),
     ],
 )
