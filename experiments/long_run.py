@@ -127,8 +127,6 @@ def main(argv: list[str]) -> None:
         )
     if not Path("/proc/self/status").exists():
         raise cli.UserError("memory is read from /proc: run this on Linux")
-    if _WORKDIR.value == "":
-        raise cli.UserError("--workdir= names no directory: name one, or leave it out for a new one under runs/")
     directory = Path(_WORKDIR.value or run.new_directory("long_run"))
     print(directory, flush=True)
     fields = [f"--config.num_epochs={_EPOCHS.value}", f"--config={_RECIPE.value}", f"--workdir={directory}"]

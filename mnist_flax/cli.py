@@ -95,6 +95,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
             raise UserError(f"--{name}= names nothing: give a value, or leave the flag out")
         if isinstance(value, str) and value.startswith("~"):  # a path, which shells leave as it is after `=`
             flags.FLAGS[name].value = os.path.expanduser(value)
+    if "" in arguments:  # as a path it would be the current directory
+        raise UserError("an argument is empty (a shell variable that is not set?): give a value, or leave it out")
     return arguments
 
 

@@ -36,8 +36,6 @@ def main(argv: list[str]) -> None:
         raise cli.UserError("name one run directory: python -m mnist_flax.export RUN --format=onnx")
     if _FORMAT.value is None:
         raise cli.UserError(f"choose what to write: --format={'|'.join(formats.FORMATS)}")
-    if _OUTPUT.value == "":
-        raise cli.UserError("--output= names no directory: name one, or leave it out for RUN/export")
     formats.check_packages(_FORMAT.value)
     directory = Path(_OUTPUT.value or Path(argv[1]) / "export")
     if directory.exists() and not directory.is_dir():

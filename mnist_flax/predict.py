@@ -116,10 +116,8 @@ def write_annotated(item: Item, reading: Any, directory: Path, taken: set[str]) 
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) < 3 or "" in argv:  # "" would be the current directory
+    if len(argv) < 3:
         raise cli.UserError("name a run directory and images: python -m mnist_flax.predict RUN FILE...")
-    if _ANNOTATE.value == "":
-        raise cli.UserError("--annotate= names no directory: name one, or leave it out for no copies")
     from mnist_flax import reading
     from mnist_flax import recogniser as recogniser_lib
 

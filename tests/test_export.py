@@ -70,7 +70,7 @@ def test_asked_to_stop_it_leaves_no_draft(directory, tmp_path):
         (["NOWHERE", "--format=stablehlo"], "is no run directory"),
         (["RUN", "--format=stablehlo", "--output=FILE"], "is a file: name a directory"),
         (["RUN", "--format=stablehlo", "--output=FILE/below"], "cannot be written"),
-        (["RUN", "--format=stablehlo", "--output="], "--output= names no directory"),
+        (["RUN", "--format=stablehlo", "--output="], "--output= names nothing"),
         (["RUN", "--format=stablehlo", "--ouput=x"], "ouput"),
     ],
 )

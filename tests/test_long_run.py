@@ -26,4 +26,4 @@ def test_what_training_refuses_is_told_once(tmp_path):
 
 def test_a_workdir_that_names_no_directory_is_refused():
     ended = command("experiments.long_run", "--workdir=", "--", "--config.batch_size=0", status=2)
-    assert "--workdir= names no directory" in ended.stderr
+    assert "--workdir= names nothing" in ended.stderr

@@ -190,8 +190,8 @@ def test_annotated_copies_are_written_anew_and_through_no_link(digits_run, folde
     ("arguments", "message"),
     [
         (["RUN"], "name a run directory and images"),
-        (["RUN", ""], "name a run directory and images"),
-        (["RUN", "x.png", "--annotate="], "--annotate= names no directory"),
+        (["RUN", ""], "an argument is empty"),
+        (["RUN", "x.png", "--annotate="], "--annotate= names nothing"),
         (["NOWHERE", "x.png"], "is no run directory"),
         (["RUN", "x.png", "--layout=book"], "layout"),
         (["RUN", "x.png", "--threshold=2"], "threshold"),
