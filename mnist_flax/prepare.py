@@ -42,8 +42,8 @@ CONTENT_SHA256 = {
 }
 DOWNLOAD_TIMEOUT = (10, 30)  # seconds to connect, and to wait for more bytes
 WAYS_OUT = (
-    "give a directory of the four original archives with --config.archive_dir=DIR, "
-    "or train on the embedded digits with --config.dataset=digits"
+    "name where it is prepared (--data_dir=DIR, in training --config.data_dir=DIR), give training the four original "
+    "archives with --config.archive_dir=DIR, or train on the embedded digits with --config.dataset=digits"
 )
 
 
