@@ -91,6 +91,10 @@ def main(argv: list[str]) -> int:
 
     from experiments import confirm, storage
 
+    confirming = argv[1:2] == ["confirm"]
+    others = ("config", "workdir", "storage", "trials", "sampler", "rounds") if confirming else ("seeds",)
+    if given := [name for name in others if flags.FLAGS[name].present]:
+        raise cli.UserError(f"--{given[0]} is a flag of {'a search' if confirming else 'confirm'} alone: leave it out")
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     warnings.filterwarnings("ignore", "Heartbeat of storage")  # ours is recorded by `storage.heartbeats`
     stop = cli.Stop()
