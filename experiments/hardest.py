@@ -122,6 +122,7 @@ def figure_hardest(hard: Sequence[Hard], total: int, runs: int, class_names: Seq
 
 
 def readers(runs: int) -> str:
+    """Who reads an image of `find` wrong."""
     return "the run" if runs == 1 else f"most of {runs} runs"
 
 
@@ -138,9 +139,7 @@ def main(argv: list[str]) -> None:
         raise cli.UserError("name finished run directories: python -m experiments.hardest RUN...")
     from mnist_flax import data, devices, progress, recogniser, run
 
-    places = [Path(argument).resolve() for argument in argv[1:]]
-    if len(set(places)) < len(places):
-        raise cli.UserError(f"{max(places, key=places.count)} is named more than once: a run has one vote")
+    run.distinct(argv[1:])
     figure = Path(_FIGURE.value)
     details = figure.with_suffix(".json")
     outputs.check("figure", figure, ".png")

@@ -51,12 +51,9 @@ def main(argv: list[str]) -> None:
     if len(argv) < 2:
         raise cli.UserError("name finished run directories: python -m experiments.summarize RUN...")
     summaries = []
-    directories = [Path(name) for name in argv[1:]]
+    directories = run.distinct(argv[1:])
     configs = [run.read_config(directory) for directory in directories]
-    places = [directory.resolve() for directory in directories]
     for directory, config in zip(directories, configs, strict=True):
-        if places.count(directory.resolve()) > 1:
-            raise cli.UserError(f"{directory} is named more than once: a run counts once")
         config.seed = configs[0].seed
         if changes := config_lib.differences(configs[0], config):
             raise cli.UserError(

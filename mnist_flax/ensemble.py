@@ -160,9 +160,7 @@ def score_disjoint(ensemble: run.Run, size: int) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     if len(argv) < 3:
         raise cli.UserError("name two or more finished runs: python -m mnist_flax.ensemble RUN RUN...")
-    paths, size = [Path(argument).resolve() for argument in argv[1:]], _DISJOINT.value
-    if len(set(paths)) < len(paths):
-        raise cli.UserError(f"{max(paths, key=paths.count)} is named more than once: name each run once")
+    paths, size = run.distinct(argv[1:]), _DISJOINT.value
     if size and len(paths) < 2 * size:
         raise cli.UserError(f"--disjoint={size} needs {2 * size} runs or more to compare ensembles, not {len(paths)}")
     directory = Path(_WORKDIR.value or run.new_directory("ensemble"))

@@ -51,6 +51,14 @@ def new_directory(config_name: str, root: Path = Path("runs")) -> Path:
     return root / config_name / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%fZ")
 
 
+def distinct(names: Sequence[str]) -> list[Path]:
+    """Run directories as absolute paths; raises UserError if one is named more than once."""
+    paths = [Path(name).resolve() for name in names]
+    if len(set(paths)) < len(paths):
+        raise UserError(f"{max(paths, key=paths.count)} is named more than once: name each run once")
+    return paths
+
+
 def read_summary(directory: Path) -> dict | None:
     """The summary of a finished run, or None.
 
