@@ -57,7 +57,8 @@ def main(argv: list[str]) -> None:
         config.seed = configs[0].seed
         if changes := config_lib.differences(configs[0], config):
             raise cli.UserError(
-                f"{directory} differs from {argv[1]} in more than its seed ({', '.join(changes)}): summarize one recipe"
+                f"{directory} differs from {directories[0]} in more than its seed ({', '.join(changes)}): "
+                "summarize one recipe"
             )
         summary = run.read_summary(directory)
         if summary is None:

@@ -66,7 +66,7 @@ class Checkpoints:
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Orbax's protocol: which of the checkpoints stay."""
-        best = max(self._scores, key=lambda step: (self._scores[step], step), default=None)
+        best = _best(self._scores)
         latest = {checkpoint.step for checkpoint in checkpoints[-self._keep :]}
         # Until the newest has reached the disk, a power cut would go back to the one before it.
         kept = latest | {best, self._durable}
@@ -191,7 +191,11 @@ def _step(orbax: ocp.training.Checkpointer, which: str) -> int | None:
     """The step of the `last` or the `best` checkpoint; None if none has a validation accuracy."""
     if which == "last":
         return max(checkpoint.step for checkpoint in orbax.checkpoints)
-    scores = _scores(orbax)
+    return _best(_scores(orbax))
+
+
+def _best(scores: dict[int, float]) -> int | None:
+    """The step of the best score, of equal ones the latest."""
     return max(scores, key=lambda step: (scores[step], step), default=None)
 
 

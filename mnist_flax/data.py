@@ -261,7 +261,7 @@ def _read_cache(path: Path, fingerprint: str) -> dict[str, Split] | None:
             decoded = {
                 split: Split(arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in ("train", "test")
             }
-    except (OSError, EOFError, KeyError, TypeError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+    except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None  # absent or damaged: decoded again
     whole = all(
         images.shape == (labels.size, 28, 28)

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 def as_bits(x: Array) -> Array:
     """16-bit numbers as integers, to be moved; others as they are.
 
-    Only in functions that have a gradient of their own. Raises NotImplementedError where JAX would differentiate it, as
-    in the gradient of a gradient: through integers that would be 0.
+    Only in functions that have a gradient of their own. Raises TypeError where JAX would differentiate it, as in the
+    gradient of a gradient: through integers that would be 0.
     """
     return _bits(x) if x.dtype.itemsize == 2 else x
 
@@ -29,7 +29,7 @@ def _bits(x: Array) -> Array:
 
 @_bits.defjvp
 def _bits_jvp(primals, tangents):
-    raise NotImplementedError(
+    raise TypeError(
         "matrix products in bfloat16 have no gradients of gradients on CPU: "
         "set config.model.conv=lax, or config.model.compute_dtype=float32"
     )

@@ -217,7 +217,14 @@ def remove(path):
     path.unlink()
 
 
-@pytest.mark.parametrize("damage", [cut, flip, empty, remove])
+def encrypt(path):
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"PK\x01\x02")  # of the archive's last file, in its directory
+    content[entry + 8] |= 1  # says that a password is needed
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, empty, remove, encrypt])
 def test_a_damaged_copy_is_made_again(tiny, tiny_data_dir, damage):
     before = data.load(tiny())
     copy = tiny_data_dir / ".mnist_flax" / "mnist.npz"
