@@ -16,7 +16,7 @@ import sqlalchemy
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
-from mnist_flax.cli import UserError
+from mnist_flax.cli import UserError, reason
 
 GRACE = 6  # heartbeats that may be missed: a worker may be busy compiling
 FAILURES = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)  # Optuna wraps most of the former
@@ -71,8 +71,8 @@ def connect(url: str, heartbeat: int) -> RDBStorage:
         except ImportError as error:
             raise UserError("PostgreSQL needs psycopg: pip install 'mnist_flax[research]'") from error
         except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(getattr(error, "orig", None) or error).split())
-            raise UserError(f"--storage={public(url)} cannot be used: {reason[:200]}") from error
+            said = reason(getattr(error, "orig", None) or error)
+            raise UserError(f"--storage={public(url)} cannot be used: {said}") from error
 
 
 def public(url: str) -> str:

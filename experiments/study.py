@@ -112,8 +112,8 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         pass
     except storage.FAILURES as error:
-        reason = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
-        raise cli.RunError(f"the study's storage failed ({reason}); this command goes on where it was") from error
+        said = cli.reason(getattr(error, "orig", None) or error)
+        raise cli.RunError(f"the study's storage failed ({said}); this command goes on where it was") from error
     if stop():
         again = shlex.join(["python", "-m", "experiments.study", *sys.argv[1:]])
         print(f"stopped; this command goes on from here:\n{again}")

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from experiments import members, samplers, space, storage
 from mnist_flax import config as config_lib
 from mnist_flax import progress
-from mnist_flax.cli import UserError
+from mnist_flax.cli import UserError, reason
 
 _LIVE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING)
 
@@ -177,10 +177,10 @@ class Worker:
         return self._database.get_trial(trial._trial_id).state
 
     def _fail(self, trial: optuna.Trial, error: Exception) -> None:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        trial.set_user_attr("error", reason)
+        said = reason(error)
+        trial.set_user_attr("error", said)
         self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-        print(f"trial {trial.number} failed and the study goes on: {reason}", file=sys.stderr)
+        print(f"trial {trial.number} failed and the study goes on: {said}", file=sys.stderr)
 
     def _train_population(self, batch: Sequence[optuna.Trial], configs: Sequence[Any]) -> None:
         plan = self._definition.plan

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from mnist_flax import durable
-from mnist_flax.cli import RunError, UserError
+from mnist_flax.cli import RunError, UserError, reason
 
 # Ten years: Orbax measures how long a save takes by the time of day, which jumps when a machine was suspended.
 _NO_TIMEOUT = 10 * 365 * 86_400
@@ -110,9 +110,8 @@ class Checkpoints:
             try:
                 pending.result()
             except Exception as error:
-                reason = " ".join(str(error).split())[:300]
                 raise RunError(
-                    f"a checkpoint could not be written to {self._directory} ({reason}): "
+                    f"a checkpoint could not be written to {self._directory} ({reason(error)}): "
                     "put that right and run the same command again, it goes on from the checkpoint before"
                 ) from error
 
@@ -129,8 +128,8 @@ class Checkpoints:
             try:
                 restored = _load(self._orbax, checkpoint.step, abstract_state())
             except Exception as error:
-                reason = " ".join(str(error).split())[:200]
-                logging.warning("Checkpoint %d is damaged, falling back to the one before: %s", checkpoint.step, reason)
+                step, said = checkpoint.step, reason(error)
+                logging.warning("Checkpoint %d is damaged, falling back to the one before: %s", step, said)
             else:
                 if jax.process_index() == 0:
                     durable.sync_tree(self._directory / str(checkpoint.step))  # if its writer died before it did so
@@ -177,14 +176,13 @@ def load(directory: Path, which: str, abstract_state: Any) -> tuple[Any, dict]:
         try:
             return _load(orbax, step, abstract_state)
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
             other = "last" if which == "best" else "best"
             way = "make it anew in another directory"
             if another := _step(orbax, other):
                 with contextlib.suppress(Exception):  # it may be damaged too, or the same
                     _load(orbax, another, abstract_state)
                     way = f"--checkpoint={other} can be"
-            raise RunError(f"checkpoint {step} in {directory} cannot be read ({reason}): {way}") from error
+            raise RunError(f"checkpoint {step} in {directory} cannot be read ({reason(error)}): {way}") from error
 
 
 def _step(orbax: ocp.training.Checkpointer, which: str) -> int | None:

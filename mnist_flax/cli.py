@@ -66,11 +66,12 @@ class Stop:
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says, on one line."""
+    """What an exception says, on one line of at most 500 characters; its name if it says nothing."""
     while error.args and isinstance(error.args[0], Exception):  # ml_collections wraps one in another
         error = error.args[0]
     # A KeyError shows its text as Python would write it, with quotes and escapes.
-    return " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    return " ".join(text.split())[:500] or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from jaxtyping import Int32, UInt8
 from ml_collections import ConfigDict
 
 from mnist_flax import idx, prepare
-from mnist_flax.cli import UserError
+from mnist_flax.cli import UserError, reason
 
 # Splits depend on the labels and on this number only, never on a run's seed: runs that differ in seed, batch
 # size or feed are validated on the same examples, and can be compared.
@@ -237,8 +237,7 @@ def _decoded(name: str, place: prepare.Place) -> dict[str, Split]:
                 decoded = _decode(name, place)
                 _write_cache(cache, fingerprint, decoded)
     except OSError as error:
-        reason = error.strerror or error
-        logging.warning("decoding %s for this run only: cannot write %s (%s)", name, cache, reason)
+        logging.warning("decoding %s for this run only: cannot write %s (%s)", name, cache, error.strerror or error)
         decoded = decoded or _decode(name, place)
     return decoded
 
@@ -311,8 +310,7 @@ def _decode(name: str, place: prepare.Place) -> dict[str, Split]:
             )
             images, labels = zip(*parts, strict=True)
         except Exception as error:  # damaged files make TFDS, ArrayRecord and Pillow raise nearly anything
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{directory} is damaged ({reason}): {again}") from error
+            raise UserError(f"{directory} is damaged ({reason(error)}): {again}") from error
         decoded[split] = Split(np.concatenate(images), np.concatenate(labels))
     for split, expected in EXAMPLES_SHA256.get(name, {}).items():
         if examples_sha256(decoded[split]) != expected:

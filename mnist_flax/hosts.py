@@ -117,9 +117,9 @@ def _join(workdir: str | None) -> bool:
             heartbeat_timeout_seconds=flags.FLAGS.heartbeat_seconds,
         )
     except (RuntimeError, ValueError, KeyError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise cli.UserError(
-            f"cannot join a job ({reason}): give --coordinator_address=HOST:PORT, --num_processes and --process_id"
+            f"cannot join a job ({cli.reason(error)}): "
+            "give --coordinator_address=HOST:PORT, --num_processes and --process_id"
         ) from error
     finally:
         signal.signal(signal.SIGINT, handler)

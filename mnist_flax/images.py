@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageOps
 
-from mnist_flax.cli import UserError
+from mnist_flax.cli import UserError, reason
 
 # Only these decoders are ever tried: others of Pillow's start programs (EPS) or are of no use here.
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
@@ -65,8 +65,7 @@ def load(source: Path | str | IO[bytes], name: str | None = None, max_pixels: in
     except MemoryError:
         raise UserError(f"{name} does not fit into memory: reduce it") from None
     except Exception as error:  # damaged content makes decoders raise nearly anything
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise UserError(f"{name} is cut off or damaged ({reason})") from error
+        raise UserError(f"{name} is cut off or damaged ({reason(error)})") from error
 
 
 def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:

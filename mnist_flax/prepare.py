@@ -26,7 +26,7 @@ from absl import logging
 from jaxtyping import UInt8
 
 from mnist_flax import durable, idx
-from mnist_flax.cli import UserError
+from mnist_flax.cli import UserError, reason
 
 VERSIONS = {"mnist": "3.0.1", "fashion_mnist": "3.0.1", "kmnist": "3.0.1", "digits": "1.0.0"}
 
@@ -81,9 +81,8 @@ def prepare(name: str, data_dir: str | None = None, archive_dir: str | None = No
         return place
     except OSError as error:
         where = f": {error.filename}" if error.strerror and error.filename else ""
-        reason = error.strerror or " ".join(str(error).split())
         raise UserError(
-            f"cannot prepare {name} in {root} ({reason}{where}): "
+            f"cannot prepare {name} in {root} ({error.strerror or reason(error)}{where}): "
             "make room or make it writable, or choose another directory with --config.data_dir=DIR"
         ) from error
 
@@ -322,8 +321,7 @@ def _download(name: str, dl_manager: Any, urls: Mapping[str, str]) -> dict[str, 
         host = next(iter(urls.values())).split("/")[2]
         raise UserError(f"cannot download {name} from {host} ({type(error).__name__}): {WAYS_OUT}") from error
     except NonMatchingChecksumError as error:
-        reason = " ".join(str(error).split(" To debug")[0].split())
-        raise UserError(f"{reason}: {WAYS_OUT}") from error
+        raise UserError(f"{reason(error).split(' To debug')[0]}: {WAYS_OUT}") from error
     finally:  # TFDS leaves those of downloads that failed
         for unfinished in set(folder.glob("*.tmp.*")) - before:
             shutil.rmtree(unfinished, ignore_errors=True)

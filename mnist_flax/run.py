@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from mnist_flax import config as config_lib
 from mnist_flax import durable
-from mnist_flax.cli import UserError
+from mnist_flax.cli import UserError, reason
 
 _PACKAGES = (
     "mnist_flax",
@@ -222,8 +222,7 @@ def _config(directory: Path, recorded: Mapping[str, Any]) -> ConfigDict:
         config.lock()
         config_lib.check(config)
     except (UserError, TypeError, ValueError, AttributeError, KeyError, OverflowError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:500]
-        raise UserError(f"{path} was damaged or is from another version: {reason}") from error
+        raise UserError(f"{path} was damaged or is from another version: {reason(error)}") from error
     return config
 
 
