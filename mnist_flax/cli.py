@@ -143,23 +143,12 @@ def report(error: BaseException) -> int | None:
     return 2 if isinstance(error, UserError) else 1
 
 
-def _exit_on_user_error(function: Callable[[list[str]], int | None], argv: list[str]) -> int:
-    try:
-        return function(argv) or 0
-    except (Exception, KeyboardInterrupt) as error:
-        status = report(error)
-        if status is None:
-            raise
-        return status
-
-
-def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> None:
+def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
     """Runs `main(argv)` as a command and ends the process.
 
     Exit status: what `main` returns (None is 0), 2 with one line on standard error after a `UserError`, 1 with one line
     after a `RunError` and with a traceback after anything else, 130 after Ctrl-C where `main` does not handle it.
     """
-
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")  # names of files are bytes
@@ -178,14 +167,15 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
             sys.exit(0)
 
     def run_and_exit(arguments: list[str]) -> None:
-        status = _exit_on_user_error(main, arguments)
+        try:
+            status = main(arguments)
+        except (Exception, KeyboardInterrupt) as error:
+            status = report(error)
+            if status is None:
+                raise
         for number in _STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # all is done and said: one that comes now would belie the status
         gc.freeze()  # ending, the interpreter would look for garbage in all that was imported and traced
         sys.exit(status)
 
-    app.run(
-        run_and_exit,
-        argv=list(argv) if argv is not None else None,
-        flags_parser=parse,
-    )
+    app.run(run_and_exit, argv, flags_parser=parse)
