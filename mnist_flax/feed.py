@@ -20,11 +20,9 @@ _STREAM_STEPS = 16  # steps in a block of the stream: enough to hide the call, l
 
 def make_feed(config: ConfigDict, splits: data.Splits, mesh: Mesh, first_step: int) -> Feed:
     """The feed that `config.feed` names; `first_step` is where training goes on."""
-    return (
-        _device_feed(config, splits, mesh)
-        if config.feed == "device"
-        else _stream_feed(config, splits, mesh, first_step)
-    )
+    if config.feed == "device":
+        return _device_feed(config, splits, mesh)
+    return _stream_feed(config, splits, mesh, first_step)
 
 
 def _device_feed(config: ConfigDict, splits: data.Splits, mesh: Mesh) -> Feed:
@@ -66,10 +64,7 @@ def _stream_feed(config: ConfigDict, splits: data.Splits, mesh: Mesh, first_step
     def feed(step: int, limit: int):
         images, labels = next(blocks)
         steps = len(labels)
-        padding = (
-            (0, _STREAM_STEPS - steps),
-            (0, 0),
-        )  # one shape for all blocks, so that nothing compiles anew
+        padding = (0, _STREAM_STEPS - steps), (0, 0)  # one shape for all blocks, so that nothing compiles anew
         images = jax.make_array_from_process_local_data(sharding, np.pad(images, (*padding, (0, 0), (0, 0))))
         labels = jax.make_array_from_process_local_data(sharding, np.pad(labels, padding))
         return images, labels, order, 0, steps
