@@ -1,5 +1,6 @@
 """A copy of a picture with what was read drawn on it."""
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mnist_flax.images import Grey
@@ -13,8 +14,6 @@ def annotate(picture: Grey, reading: Reading) -> Image.Image:
 
     Digits that are "?" are orange, with what they most likely are in brackets.
     """
-    import numpy as np
-
     image = Image.fromarray(np.rint(255 * picture).astype(np.uint8)).convert("RGB")
     draw = ImageDraw.Draw(image)
     for line in reading.lines:
@@ -24,7 +23,7 @@ def annotate(picture: Grey, reading: Reading) -> Image.Image:
             bottom = float(boxes[:, 3].max()) + 2 * width
             draw.line((boxes[:, 0].min(), bottom, boxes[:, 2].max(), bottom), NUMBER, width)
             for digit in number.digits:
-                colour = UNSURE if not digit.answered else SURE
+                colour = SURE if digit.answered else UNSURE
                 left, top, right, low = digit.box
                 draw.rectangle((left - width, top - width, right + width - 1, low + width - 1), None, colour, width)
                 text = digit.text if digit.answered else f"?({digit.likeliest})"

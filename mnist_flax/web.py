@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mnist_flax import api, batching, cli, explain, images, mistakes, reading
+from mnist_flax import api, batching, cli, explain, images, mistakes, reading, run
 from mnist_flax.cli import UserError
-from mnist_flax.recogniser import Reader
+from mnist_flax.recogniser import BATCH_SIZES, Reader
 
 PAGE = Path(__file__).parent / "page"
 MOST_JSON = 1_000_000  # bytes
@@ -67,7 +67,7 @@ class Service(NamedTuple):
     mistakes: Callable[[], Awaitable[dict[str, Any] | None]]
 
 
-def make_app(reader: Reader, limits: Limits, hosts: Iterable[str] | None = None) -> ASGIApp:
+def make_app(reader: Reader, limits: Limits, hosts: Collection[str] | None) -> ASGIApp:
     """The application of one run, its programs compiled.
 
     `hosts` are the names that a request may call the server by; others are refused, so that no website can make
@@ -120,13 +120,11 @@ def make_app(reader: Reader, limits: Limits, hosts: Iterable[str] | None = None)
     ]
     handlers: dict[Any, Any] = {HTTPException: _refuse, UserError: _complain, Exception: _fail}
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
-    return secured(app, None if hosts is None else frozenset(hosts))
+    return secured(app, hosts)
 
 
 def warm_up(reader: Reader, explainer: Callable[[np.ndarray, int], explain.Explanation]) -> None:
     """Compiles what a first visitor would have to wait for."""
-    from mnist_flax.recogniser import BATCH_SIZES
-
     for size in BATCH_SIZES[:5]:
         reader.recogniser(np.zeros((size, 28, 28), np.uint8))
     explainer(np.zeros((28, 28), np.uint8), 0)
@@ -203,14 +201,12 @@ def describe(reader: Reader) -> dict[str, Any]:
     """What the page says of the run."""
     import jax
 
-    from mnist_flax import run
-
     summary = run.read_summary(reader.run.directory) or {}
     return {
         "name": reader.run.directory.resolve().name,
         "dataset": reader.run.config.dataset,
         "members": max(1, len(reader.run.members)),
-        "parameters": int(sum(np.size(leaf) for leaf in jax.tree.leaves(reader.run.variables["params"]))),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(reader.run.variables["params"])),
         "test_accuracy": summary.get("test_accuracy"),
         "threshold": reader.threshold,
     }
@@ -258,15 +254,14 @@ async def _body(service: Service, request: Request, most: int) -> AsyncIterator[
         service.room.free += taken
 
 
-def _problem(status: int, sentence: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def _problem(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     return JSONResponse({"error": sentence}, status, headers)
 
 
 async def _refuse(request: Request, error: HTTPException) -> Response:
     sentences = {404: "there is nothing at this address", 405: "this address does not take this method"}
     detail = sentences.get(error.status_code, "") if error.detail in ("Not Found", "Method Not Allowed") else ""
-    headers = dict(error.headers) if error.headers else None
-    return _problem(error.status_code, f"{detail}: see /openapi.json" if detail else error.detail, headers)
+    return _problem(error.status_code, f"{detail}: see /openapi.json" if detail else error.detail, error.headers)
 
 
 async def _complain(request: Request, error: UserError) -> Response:
@@ -293,7 +288,7 @@ def is_from_another_website(method: str, headers: Mapping[bytes, bytes]) -> bool
     return origin is not None and origin.partition(b"://")[2] != headers.get(b"host")
 
 
-def secured(app: ASGIApp, hosts: frozenset[str] | None) -> ASGIApp:
+def secured(app: ASGIApp, hosts: Collection[str] | None) -> ASGIApp:
     """Puts `HEADERS` on every response, and refuses a Host that is none of `hosts`, and other websites' requests."""
     raw = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
 
