@@ -170,7 +170,7 @@ def read_config(directory: Path) -> ConfigDict:
     Raises:
       UserError: there is no run, or its config.json was damaged.
     """
-    return _config(directory, read_recorded(directory))
+    return _config(directory, read_recorded(directory)["config"])
 
 
 def read_members(directory: Path) -> list[dict[str, Any]]:
@@ -186,7 +186,10 @@ def read_members(directory: Path) -> list[dict[str, Any]]:
             raise ValueError(f"more than {MOST_MEMBERS} members")
         if any(type(member[name]) is not kind for member in members for name, kind in kinds.items()):
             raise TypeError("a field of another type")
-        return [{name: member[name] for name in kinds} | {"config": _config(directory, member)} for member in members]
+        return [
+            {name: member[name] for name in kinds} | {"config": _config(directory, member["config"])}
+            for member in members
+        ]
     except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{directory / 'config.json'} was damaged: make the ensemble anew elsewhere") from error
 
@@ -201,17 +204,13 @@ def read_recorded(directory: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{directory} is no run directory: it has no config.json")
     recorded = read_json(path)
-    if not isinstance(recorded, dict):
+    if not isinstance(recorded, dict) or not isinstance(recorded.get("config"), dict):
         raise UserError(f"{path} does not describe a run: restore it, or train anew in another directory")
     return recorded
 
 
-def _config(directory: Path, recorded: Mapping[str, Any]) -> ConfigDict:
-    path = directory / "config.json"
-    fields = recorded.get("config")
-    if not isinstance(fields, dict):
-        raise UserError(f"{path} does not describe a run: restore it, or train anew in another directory")
-    config = config_lib.default_config()
+def _config(directory: Path, fields: Mapping[str, Any]) -> ConfigDict:
+    path, config = directory / "config.json", config_lib.default_config()
     try:
         values = config_lib.flatten(fields)
         for key, default in config_lib.flatten(config).items():
