@@ -66,11 +66,10 @@ def make_logits(run: Run) -> Recogniser:
 
     from mnist_flax import inference, model
 
-    parameters = inference.fold_batch_norm(run.model, run.variables)
+    parameters = jax.device_put(inference.fold_batch_norm(run.model, run.variables))
     compiled = jax.jit(
         lambda parameters, images: inference.activations(run.model, parameters, model.normalize(images))["logits"]
     )
-    parameters = jax.device_put(parameters)
 
     def logits(images: Images) -> Float[np.ndarray, "digits classes"]:
         results = [np.zeros((0, len(run.class_names)), np.float32)]
@@ -80,7 +79,7 @@ def make_logits(run: Run) -> Recogniser:
             if size > len(part):
                 part = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
             results.append(np.asarray(compiled(parameters, part))[: len(images) - start])
-        return np.concatenate(results) if len(results) > 2 else results[-1]
+        return np.concatenate(results)
 
     return logits
 
@@ -115,9 +114,10 @@ def load_calibration(run: Run, logits: Recogniser) -> Calibration | None:
         recorded = _read(path)
         if recorded["digest"] == digest and recorded["accepted_error"] == calibration.ACCEPTED_ERROR:
             return Calibration(recorded["temperature"], recorded["threshold"])
-    validation = _validation_split(run)
-    if validation is None:
+    splits = splits_at_hand(run) if run.config.validation_examples != 0 else None
+    if splits is None:
         return None
+    validation = splits.validation
     scores = logits(validation.images)
     fitted = calibration.fit(scores, validation.labels)
     answer, accepted = calibration.answers(metrics.log_softmax(scores / fitted.temperature), fitted.threshold)
@@ -143,11 +143,6 @@ def _read(path) -> dict[str, Any]:
         return {"digest": str(recorded["digest"]), **numbers}
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise cli.UserError(f"{path} is damaged: delete it, and it will be made anew") from error
-
-
-def _validation_split(run: Run):
-    splits = splits_at_hand(run) if run.config.validation_examples != 0 else None
-    return splits.validation if splits else None
 
 
 def splits_at_hand(run: Run):
