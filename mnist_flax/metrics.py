@@ -27,14 +27,12 @@ def evaluate_logits(logits: Logits, labels: Labels) -> dict[str, Any]:
     examples, correct = len(labels), int(np.trace(confusion))
     precision, recall = precision_and_recall(confusion)
     counts = confusion.sum(axis=1)
-    bins = reliability_bins(logits, labels)
     return {
         "examples": examples,
         "errors": examples - correct,
         "accuracy": correct / examples,
         "accuracy_interval": list(wilson_interval(correct, examples)),
-        "negative_log_likelihood": float(negative_log_likelihood(logits, labels).mean()),
-        "expected_calibration_error": calibration_error(bins),
+        **evaluate_calibration(logits, labels),
         "per_class": [
             {
                 "class": i,
@@ -45,6 +43,15 @@ def evaluate_logits(logits: Logits, labels: Labels) -> dict[str, Any]:
             for i in range(len(confusion))
         ],
         "confusion": confusion.tolist(),
+    }
+
+
+def evaluate_calibration(logits: Logits, labels: Labels) -> dict[str, Any]:
+    """What `evaluate_logits` says of probabilities: their loss, how far they are off, and `reliability_bins`."""
+    bins = reliability_bins(logits, labels)
+    return {
+        "negative_log_likelihood": float(negative_log_likelihood(logits, labels).mean()),
+        "expected_calibration_error": calibration_error(bins),
         "reliability": {name: [none_if_nan(x) for x in values.tolist()] for name, values in bins.items()},
     }
 

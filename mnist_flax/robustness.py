@@ -109,19 +109,10 @@ def summarize(measured: Measurement, labels: metrics.Labels, temperature: float 
         },
         "temperature": temperature,
         "calibration": {
-            name: {when: _calibration(logits / scale, truth) for when, scale in scales.items()}
+            name: {when: metrics.evaluate_calibration(logits / scale, truth) for when, scale in scales.items()}
             for name, (logits, truth) in sets.items()
         },
         "risk_coverage": {name: _risk_coverage(*of) for name, of in sets.items()},
-    }
-
-
-def _calibration(logits: metrics.Logits, labels: metrics.Labels) -> dict[str, Any]:
-    bins = metrics.reliability_bins(logits, labels)
-    return {
-        "expected_calibration_error": metrics.calibration_error(bins),
-        "negative_log_likelihood": float(metrics.negative_log_likelihood(logits, labels).mean()),
-        "reliability": {name: [metrics.none_if_nan(x) for x in values.tolist()] for name, values in bins.items()},
     }
 
 
