@@ -113,13 +113,13 @@ def figure_learning_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _lifts(axes: Axes, ends: Sequence[tuple[float, float]], apart: float = 30.0) -> list[float]:
-    """How far, in points, to lift the labels of one or two curves' ends so that they are `apart` at least."""
+def _lifts(axes: Axes, ends: Sequence[tuple[float, float]]) -> list[float]:
+    """How far, in points, to lift the labels of one or two curves' ends so that they are 30 apart at least."""
     heights = axes.transData.transform(ends)[:, 1] * 72 / axes.figure.dpi
     if len(heights) == 1:
         return [0.0]
     gap = heights[0] - heights[1]
-    lift = max(0.0, apart - abs(gap)) / 2 * (1 if gap >= 0 else -1)
+    lift = max(0.0, 30 - abs(gap)) / 2 * (1 if gap >= 0 else -1)
     return [lift, -lift]
 
 
@@ -192,16 +192,15 @@ def figure_mistakes(
     labels: Int[np.ndarray, " examples"],
     logits: Float[np.ndarray, "examples classes"],
     class_names: Sequence[str],
-    most: int = 30,
 ) -> Figure:
-    """The mistakes that the model was surest of: label, number in the split, prediction and its probability."""
+    """The thirty mistakes that the model was surest of: label, number in the split, prediction and its probability."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     probabilities = np.exp(metrics.log_softmax(logits))
     predictions, confidence = logits.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(predictions != labels)
-    shown = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
+    shown = wrong[np.argsort(-confidence[wrong], kind="stable")][:30]
     if len(shown) < len(wrong):
         title = f"Mistakes: the {len(shown)} most confident of {len(wrong):,}"
     else:

@@ -73,9 +73,9 @@ def none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def wilson_interval(successes: int, trials: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927), 95 % by default: sound near 1, where accuracies are."""
-    share = successes / trials
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """The 95 % score interval of a proportion (Wilson 1927): sound near 1, where accuracies are."""
+    share, z = successes / trials, 1.959963984540054
     scale = 1 + z**2 / trials
     centre = (share + z**2 / (2 * trials)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
@@ -138,24 +138,24 @@ def precision_and_recall(
         return right / confusion.sum(axis=0), right / confusion.sum(axis=1)
 
 
-def reliability_bins(logits: Logits, labels: Labels, bins: int = CALIBRATION_BINS) -> dict[str, np.ndarray]:
-    """Examples by confidence, the probability of the prediction, in equal bins (lower, upper].
+def reliability_bins(logits: Logits, labels: Labels) -> dict[str, np.ndarray]:
+    """Examples by confidence, the probability of the prediction, in `CALIBRATION_BINS` equal bins (lower, upper].
 
     Arrays [bins]: `lower` and `upper` bounds, `count`, mean `confidence` and `accuracy` (NaN where empty).
     """
     log_probabilities = log_softmax(logits)
     confidence = np.exp(log_probabilities.max(axis=1))
     right = log_probabilities.argmax(axis=1) == labels
-    edges = np.linspace(0, 1, bins + 1)
-    place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
-    count = np.bincount(place, minlength=bins)
+    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
+    place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, CALIBRATION_BINS - 1)
+    count = np.bincount(place, minlength=CALIBRATION_BINS)
     with np.errstate(invalid="ignore"):
         return {
             "lower": edges[:-1],
             "upper": edges[1:],
             "count": count,
-            "confidence": np.bincount(place, confidence, bins) / count,
-            "accuracy": np.bincount(place, right, bins) / count,
+            "confidence": np.bincount(place, confidence, CALIBRATION_BINS) / count,
+            "accuracy": np.bincount(place, right, CALIBRATION_BINS) / count,
         }
 
 

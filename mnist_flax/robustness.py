@@ -47,7 +47,7 @@ class Measurement(NamedTuple):
     affine: dict[str, list[float]]  # accuracies by direction, one a value
 
 
-def measure(logits_of: LogitsOf, split: Split, seed: int = 0) -> Measurement:
+def measure(logits_of: LogitsOf, split: Split) -> Measurement:
     """Reads a split as it is and in every variant; with a progress bar on a terminal.
 
     `logits_of` takes any number of images.
@@ -73,7 +73,7 @@ def measure(logits_of: LogitsOf, split: Split, seed: int = 0) -> Measurement:
         task = progress.add_task("Corrupting", total=variants)
         for name, family in FAMILIES.items():
             for severity in SEVERITIES:
-                logits = read(partial(corruptions.corrupt, name=name, severity=severity, seed=seed))
+                logits = read(partial(corruptions.corrupt, name=name, severity=severity))
                 found.corrupted[name].append(accuracy(logits))
                 if severity == family.published:
                     found.published[name] = logits
@@ -116,13 +116,13 @@ def summarize(measured: Measurement, labels: metrics.Labels, temperature: float 
     }
 
 
-def _risk_coverage(logits: metrics.Logits, labels: metrics.Labels, points: int = 200) -> dict[str, Any]:
-    """The curve at `points` coverages, the area under it, and what that would be with all errors last."""
+def _risk_coverage(logits: metrics.Logits, labels: metrics.Labels) -> dict[str, Any]:
+    """The curve at 200 coverages, the area under it, and what that would be with all errors last."""
     risk = metrics.risk_coverage(logits, labels)
     examples = np.arange(1, len(risk) + 1)
     right = (logits.argmax(axis=1) == labels).sum()
     best = np.maximum(examples - right, 0) / examples
-    shown = np.unique(np.linspace(0, len(risk) - 1, points).round().astype(int))
+    shown = np.unique(np.linspace(0, len(risk) - 1, 200).round().astype(int))
     return {
         "area": float(risk.mean()),
         "least_area": float(best.mean()),
@@ -158,7 +158,7 @@ def print_results(results: Mapping[str, Any]) -> None:
             f"area under risk and coverage {area['area']:.5f} (at least {area['least_area']:.5f})"
         )
     if results["temperature"] is None:
-        console.print("no temperature scaling: the validation examples that it is fitted to are not at hand")
+        console.print("no temperature scaling: no validation examples to fit it to are at hand")
 
 
 def write(trained: Run, split: Split, which: Mapping[str, str]) -> None:
