@@ -33,16 +33,15 @@ def conclude_training(config: ConfigDict, splits: data.Splits, result: Result, d
         abstract = train.abstract_state(config, num_classes, mesh)
         state, _ = checkpoint.load(directory / run.CHECKPOINTS, "best", abstract)
     network = model.make_model(config.model, train.hyperparameters(config), num_classes)
-    epochs = result.records[-1]["epoch"]
-    examples = len(splits.train.labels) // config.batch_size * config.batch_size * epochs
+    steps = int(result.state.step)
     about = {
         "seed": config.seed,
         "parameters": result.parameters,
-        "steps": int(result.state.step),
-        "epochs": epochs,
+        "steps": steps,
+        "epochs": result.records[-1]["epoch"],
         "train_seconds": result.train_seconds,
         "compile_seconds": result.compile_seconds,
-        "images_per_second": examples / result.train_seconds,
+        "images_per_second": steps * config.batch_size / result.train_seconds,
     }
     summary = conclude(
         network, state.variables(), config, splits, directory, mesh, about, earlier_seconds=result.earlier_seconds
