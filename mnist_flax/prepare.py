@@ -209,7 +209,8 @@ def _build(name: str, place: Place, archives: Mapping[str, Path] | None) -> None
         logging.info("%s in %s is in a format that needs TensorFlow: it is left as it is", name, place.root)
     logging.info("preparing %s in %s", name, place.directory)
     staging = place.work / f"{name}.incomplete"
-    _remove(staging)  # what a killed process left
+    if staging.exists():  # a killed process left it
+        shutil.rmtree(staging)
     try:
         builder = _builder_class(name, archives)(data_dir=staging)
         downloads = name != "digits" and archives is None
@@ -229,13 +230,7 @@ def _build(name: str, place: Place, archives: Mapping[str, Path] | None) -> None
         os.rename(prepared, place.directory)
         durable.sync(place.directory.parent)
     finally:
-        with contextlib.suppress(OSError):  # the next process to prepare this dataset will remove it
-            _remove(staging)
-
-
-def _remove(directory: Path) -> None:
-    if directory.exists():
-        shutil.rmtree(directory)
+        shutil.rmtree(staging, ignore_errors=True)  # the next process to prepare this dataset will remove it
 
 
 class _Examples:
