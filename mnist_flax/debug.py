@@ -46,7 +46,8 @@ def checked(train_steps: Callable, config: ConfigDict, num_classes: int, steps_p
             if not finite((state, last["sums"].loss)):
                 found = jax.device_get(examine(before, *arguments, i))
                 step, epoch = int(last["step"]), int(before.step) // steps_per_epoch + 1
-                raise RunError(f"step {step}, in epoch {epoch}: {_first(config, found)}; what was saved before is kept")
+                what = next(_wrongs(config.model, found), "a number is not finite, and was finite when computed again")
+                raise RunError(f"step {step}, in epoch {epoch}: {what}; what was saved before is kept")
         return state, last
 
     return steps
@@ -99,12 +100,6 @@ def make_examination(config: ConfigDict, num_classes: int, steps_per_epoch: int,
     return jax.jit(sharded)
 
 
-def _layers(model: ConfigDict) -> list[str]:
-    """Names of what has outputs or parameters of its own, in the order of the forward pass."""
-    convolutional = [name for i in range(len(model.channels)) for name in (f"conv{i}", f"norm{i}")]
-    return [*convolutional, *(f"dense{i}" for i in range(len(model.dense))), "logits", "logits_norm"]
-
-
 def _by_layer(tree: Any) -> dict[str, Bool[Array, ""]]:
     """Whether all numbers of a layer are finite, in a tree that has the parameters' names somewhere in its paths."""
     layers: dict[str, list] = {}
@@ -139,12 +134,10 @@ def _check_shapes(train_steps: Callable, config: ConfigDict, num_classes: int, s
             raise RunError(f"a step makes {new} of {where}, which is {leaf.dtype}{list(leaf.shape)}")
 
 
-def _first(config: ConfigDict, found: dict[str, Any]) -> str:
-    """The first thing that went wrong, in words."""
-    return next(_wrongs(_layers(config.model), found), "a number is not finite, and was finite when computed again")
-
-
-def _wrongs(layers: list[str], found: dict[str, Any]) -> Iterator[str]:
+def _wrongs(model: ConfigDict, found: dict[str, Any]) -> Iterator[str]:
+    """All that went wrong, in words, in the order in which it is computed."""
+    convolutional = [name for i in range(len(model.channels)) for name in (f"conv{i}", f"norm{i}")]
+    layers = [*convolutional, *(f"dense{i}" for i in range(len(model.dense))), "logits", "logits_norm"]
     lower = "lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
     if not found["labels"]:
         yield "a label is out of range: prepare the dataset anew"
