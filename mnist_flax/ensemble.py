@@ -40,7 +40,7 @@ def read_member(path: Path) -> Member:
         raise cli.UserError(f"{path} is not finished: run its training command again, then this one")
     try:
         scores = {name: float(summary[name]) for name in ("test_accuracy", "train_seconds")}
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
         raise cli.UserError(f"{path / 'summary.json'} is damaged: restore it, or train anew") from error
     revision = run.read_recorded(path).get("git_revision")
     return {"path": str(path), "seed": config.seed, "git_revision": revision, **scores, "config": config.to_dict()}
@@ -148,12 +148,11 @@ def score_disjoint(ensemble: run.Run, size: int) -> dict[str, Any]:
         for network, variables in zip(ensemble.model.members, ensemble.model.split(ensemble.variables), strict=True)
     ]
     accuracies = metrics.ensemble_accuracies(np.stack(logits), test.labels, size)
-    deviation = float(accuracies.std(ddof=1))
     return {
         "size": size,
         "test_accuracies": accuracies.tolist(),
         "mean": float(accuracies.mean()),
-        "deviation": deviation,
+        "deviation": float(accuracies.std(ddof=1)),
     }
 
 
