@@ -75,7 +75,7 @@ def write(
     }
     pictures = save_figures(directory, drawn)
     for name in ROBUSTNESS_CAPTIONS:
-        if (path := directory / "figures" / f"{name}.png").exists():
+        if (path := directory / run.FIGURES / f"{name}.png").exists():
             pictures[name] = path.read_bytes()
     path = directory / "report.html"
     text = page(directory.name, summary, scores, class_names, recorded, pictures)
@@ -85,13 +85,13 @@ def write(
 
 def save_figures(directory: Path, drawn: Mapping[str, Any]) -> dict[str, bytes]:
     """Writes `figures/NAME.png` in a directory for each figure; gives the files' contents by name."""
-    (directory / "figures").mkdir(exist_ok=True)
+    (directory / run.FIGURES).mkdir(exist_ok=True)
     pictures = {}
     for name, figure in drawn.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         pictures[name] = buffer.getvalue()
-        durable.write(directory / "figures" / f"{name}.png", pictures[name])
+        durable.write(directory / run.FIGURES / f"{name}.png", pictures[name])
     return pictures
 
 
