@@ -4,11 +4,9 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from mnist_flax.ink import Ink
-
-Mask = Bool[np.ndarray, "height width"]
+from mnist_flax.ink import Ink, Mask
 
 LONGEST_STROKE = 1.8  # digit heights: what is straight and longer is a rule
 THICKEST_RULE = 0.25  # digit heights

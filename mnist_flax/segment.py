@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from mnist_flax.ink import EDGE, Ink, level
+from mnist_flax.ink import EDGE, Ink, Mask, level
 from mnist_flax.normal_form import mnist_form
 
 # In heights of a digit, unless said otherwise
@@ -73,7 +73,7 @@ def find_marks(ink: Ink, height: float) -> Marks:
     return Marks(labels, _boxes(labels), height)
 
 
-def stroke_width(mask: Bool[np.ndarray, "height width"]) -> float:
+def stroke_width(mask: Mask) -> float:
     """Pixels across a typical stroke: area over half the length of its edge."""
     inner = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
     edge = mask.sum() - inner.sum()
