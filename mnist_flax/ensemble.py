@@ -62,13 +62,7 @@ def check_members(members: Sequence[Member]) -> None:
 
 def check_directory(directory: Path, paths: Sequence[Path]) -> None:
     """Raises UserError for a directory that holds something else than an ensemble of these very runs."""
-    if not directory.exists():
-        return
-    if not directory.is_dir():
-        raise cli.UserError(f"--workdir={directory} is a file: name a directory")
-    if not (directory / "config.json").exists():
-        if {path.name for path in directory.iterdir()} - run.UNRECORDED:
-            raise cli.UserError(f"--workdir={directory} is neither empty nor an ensemble: use another directory")
+    if not run.is_recorded(directory, "an ensemble"):
         return
     recorded = [member["path"] for member in run.read_members(directory)]
     if not recorded:

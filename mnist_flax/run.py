@@ -96,23 +96,28 @@ def check_directory(directory: Path, config: ConfigDict) -> None:
     Raises:
       UserError: it holds another run, or is no run directory at all.
     """
+    if not is_recorded(directory, "a run directory"):
+        return
+    if read_members(directory):
+        raise UserError(f"--workdir={directory} holds an ensemble: use another directory")
+    if changes := config_lib.differences(read_config(directory), config):
+        raise UserError(
+            f"--workdir={directory} holds a run of another config ({'; '.join(changes)}): use another directory"
+        )
+
+
+def is_recorded(directory: Path, kind: str) -> bool:
+    """Whether there is a config.json; raises UserError for a file, or a directory of other things (no `kind`)."""
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--workdir={directory} is a file: name a directory")
-    recorded = directory / "config.json"
-    if recorded.exists():
-        if read_members(directory):
-            raise UserError(f"--workdir={directory} holds an ensemble: use another directory")
-        changes = config_lib.differences(read_config(directory), config)
-        if changes:
-            raise UserError(
-                f"--workdir={directory} holds a run of another config ({'; '.join(changes)}): use another directory"
-            )
-    elif directory.exists() and {path.name for path in directory.iterdir()} - UNRECORDED:
-        raise UserError(f"--workdir={directory} is neither empty nor a run directory: use another directory")
+    recorded = (directory / "config.json").exists()
+    if not recorded and directory.exists() and {path.name for path in directory.iterdir()} - _UNRECORDED:
+        raise UserError(f"--workdir={directory} is neither empty nor {kind}: use another directory")
+    return recorded
 
 
 _LOCK = ".lock"
-UNRECORDED = {_LOCK, "config.json.tmp"}  # what may be there before config.json
+_UNRECORDED = {_LOCK, "config.json.tmp"}  # what may be there before config.json
 
 
 @contextlib.contextmanager
