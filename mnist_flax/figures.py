@@ -69,11 +69,8 @@ def figure_learning_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
         [record for record in records if record["split"] == split] for split in ("train", "validation")
     )
     last_epoch = max(record["epoch"] for record in records)
-    drawn = [
-        (split, rows, colour, marker)
-        for split, rows, colour, marker in (("train", train, GREY, "o"), ("validation", validation, BLUE, "s"))
-        if rows
-    ]
+    curves = ("train", train, GREY, "o"), ("validation", validation, BLUE, "s")
+    drawn = [curve for curve in curves if curve[1]]
     for axes, value, form, tick in (
         (loss, lambda row: row["loss"], "{:.4f}", "{x:g}"),
         (error, lambda row: 100 * (1 - row["accuracy"]), "{:.2f} %", "{x:g} %"),
