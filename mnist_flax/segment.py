@@ -138,18 +138,16 @@ def spans_of_line(ink: Ink, marks: Marks, line: list[int]) -> list[Span]:
     for first in range(len(atoms)):
         for stop in range(first + 1, min(len(atoms), first + MOST_PARTS + MOST_CUTS) + 1):
             group = atoms[first:stop]
-            box = _union([atom[1] for atom in group])
-            wide = box[2] - box[0]
+            box, numbers = _union([atom[1] for atom in group]), {atom[2] for atom in group}
             if stop > first + 1:
-                a, b = atoms[stop - 2], atoms[stop - 1]
-                apart = a[2] != b[2]
-                if apart and (b[1][0] - max(atom[1][2] for atom in group[:-1]) > APART * marks.height):
+                joined = group[-2][2] != group[-1][2]
+                if joined and group[-1][1][0] - max(atom[1][2] for atom in group[:-1]) > APART * marks.height:
                     break
-                whole = len({atom[2] for atom in group}) == 1 and _is_whole(atoms, first, stop)
-                if wide > WIDEST * marks.height and not whole:
+                alone = len(numbers) == 1 and _is_alone(atoms, first, stop)
+                if box[2] - box[0] > WIDEST * marks.height and not alone:
                     break
             cut = sum(cut_costs.get(edge, 0.0) for edge in (first, stop))
-            spans.append(Span(first, stop, box, _form(ink, group, box), cut, len({atom[2] for atom in group})))
+            spans.append(Span(first, stop, box, _form(ink, group, box), cut, len(numbers)))
     return spans
 
 
@@ -162,8 +160,8 @@ def whole(ink: Ink, marks: Marks) -> list[Span]:
     return [Span(0, 1, box, _form(ink, atoms, box), 0.0, 1)]
 
 
-def _is_whole(atoms: list, first: int, stop: int) -> bool:
-    """Whether the atoms are all of one mark."""
+def _is_alone(atoms: list, first: int, stop: int) -> bool:
+    """Whether the mark of these atoms has no others beside them."""
     mark = atoms[first][2]
     return (first == 0 or atoms[first - 1][2] != mark) and (stop == len(atoms) or atoms[stop][2] != mark)
 
