@@ -176,11 +176,7 @@ def mistakes_to_json(found: Mistakes, threshold: float) -> dict[str, Any]:
         "unanswered": found.unanswered,
         "doubtful": found.doubtful,
         "mistakes": [
-            {
-                "index": mistake.number,
-                "label": mistake.label,
-                **digit_to_json(mistake.scores, mistake.image, threshold),
-            }
+            {"index": mistake.number, "label": mistake.label, **digit_to_json(mistake.scores, mistake.image, threshold)}
             for mistake in found.mistakes[:MOST_MISTAKES]
         ],
     }

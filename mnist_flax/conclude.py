@@ -9,19 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mnist_flax import (
-    checkpoint,
-    cli,
-    data,
-    devices,
-    hosts,
-    metrics,
-    model,
-    progress,
-    report,
-    run,
-    train,
-)
+from mnist_flax import checkpoint, cli, data, devices, hosts, metrics, model, progress, report, run, train
 from mnist_flax.loop import Result
 
 

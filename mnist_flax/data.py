@@ -188,11 +188,7 @@ def stream(
 
 
 def _blocks(
-    batches: Iterator[tuple[np.ndarray, np.ndarray]],
-    step: int,
-    stop: int,
-    steps_per_epoch: int,
-    steps_per_block: int,
+    batches: Iterator[tuple[np.ndarray, np.ndarray]], step: int, stop: int, steps_per_epoch: int, steps_per_block: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     while step < stop:
         count = min(steps_per_block, steps_per_epoch - step % steps_per_epoch)

@@ -43,12 +43,7 @@ class _Epoch(NamedTuple):
 
 
 def fit(
-    config: ConfigDict,
-    splits: data.Splits,
-    num_classes: int,
-    directory: Path,
-    mesh: Mesh,
-    stop: Callable[[], bool],
+    config: ConfigDict, splits: data.Splits, num_classes: int, directory: Path, mesh: Mesh, stop: Callable[[], bool]
 ) -> Result:
     """Trains until the config says so or `stop()` does, from the newest checkpoint in `directory` if there is one.
 

@@ -19,17 +19,7 @@ from mnist_flax import config as config_lib
 from mnist_flax import durable
 from mnist_flax.cli import UserError, reason
 
-_PACKAGES = (
-    "mnist_flax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "tensorflow-datasets",
-    "grain",
-    "numpy",
-)
+_PACKAGES = "mnist_flax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "grain", "numpy"
 CHECKPOINTS, FIGURES, TENSORBOARD = "checkpoints", "figures", "tb"
 MOST_JSON = 2**26  # bytes of a file that is read whole: far more than a run writes
 MOST_MEMBERS = 1_000  # of an ensemble

@@ -329,10 +329,7 @@ def test_other_types_are_refused(server, kind):
     [
         ("image/svg+xml", b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'),
         ("image/x-eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n"),
-        (
-            "image/gif",
-            png(np.zeros((9, 9), np.uint8), "GIF"),
-        ),
+        ("image/gif", png(np.zeros((9, 9), np.uint8), "GIF")),
         ("image/png", b"\x1f\x8b\x08" + bytes(100)),
     ],
     ids=["SVG", "EPS", "GIF", "gzip"],

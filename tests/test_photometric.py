@@ -155,10 +155,7 @@ def test_filter_mixes_its_answer_with_the_image():
 
 
 @settings(deadline=None)
-@given(
-    ends=st.lists(st.floats(-3, 31), min_size=4, max_size=4),
-    width=st.floats(0.5, 4),
-)
+@given(ends=st.lists(st.floats(-3, 31), min_size=4, max_size=4), width=st.floats(0.5, 4))
 def test_line_covers_what_is_near_it(ends, width):
     ends = np.reshape(ends, (2, 2))
     got = np.asarray(pm.line(jnp.asarray(ends, jnp.float32), width, SHAPE))

@@ -99,11 +99,7 @@ def test_real_mnist_is_prepared_as_tfds_would(mnist_data_dir, mnist_archives):
 
     directory = prepare.prepare("mnist", str(mnist_data_dir)).directory
     shards = [f"mnist-{split}.array_record-00000-of-00001" for split in ("test", "train")]
-    assert sorted(path.name for path in directory.iterdir()) == [
-        "dataset_info.json",
-        "features.json",
-        *shards,
-    ]
+    assert sorted(path.name for path in directory.iterdir()) == ["dataset_info.json", "features.json", *shards]
     decoded = data._decoded("mnist", prepare.prepare("mnist", str(mnist_data_dir)))
     for split, (images_file, labels_file) in idx.ARCHIVES.items():
         images = np.frombuffer(gzip.decompress((mnist_archives / images_file).read_bytes())[16:], np.uint8)

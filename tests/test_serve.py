@@ -356,8 +356,7 @@ def test_it_stops_although_a_picture_takes_longer_to_read_than_it_waits(digits_r
 
 
 @pytest.mark.parametrize(
-    ("host", "reached"),
-    [("127.0.0.2", "127.0.0.2"), ("::FFFF:127.0.0.1", "127.0.0.1"), ("LOCALHOST", "localhost")],
+    ("host", "reached"), [("127.0.0.2", "127.0.0.2"), ("::FFFF:127.0.0.1", "127.0.0.1"), ("LOCALHOST", "localhost")]
 )
 def test_it_answers_to_the_address_that_it_prints_and_to_no_stranger(host, reached, digits_run):
     with running(digits_run, f"--host={host}") as server:
