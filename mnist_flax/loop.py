@@ -108,7 +108,7 @@ def fit(
             step += block[4] - block[3]
             if pending:
                 log.finish(pending)
-                if ended := _early_stop(config, log.records):  # the call just dispatched goes to waste
+                if ended := _early_stop(config, metrics.records):  # the call just dispatched goes to waste
                     state, pending = pending.state, None
                     break
                 pending = None
@@ -124,13 +124,13 @@ def fit(
                 block = feed(step, limit)
         if pending:
             log.finish(pending)
-            ended = step == total_steps or _early_stop(config, log.records)
+            ended = step == total_steps or _early_stop(config, metrics.records)
         elif not ended and step > first_step:  # asked to stop within an epoch
             _read(last)
             _check_finite(take(state)[1], step)
             log.save(state, step, None)
         log.close()
-    return Result(state, log.records, ended, parameters, compile_seconds, log.seconds(), earlier_seconds)
+    return Result(state, metrics.records, ended, parameters, compile_seconds, log.seconds(), earlier_seconds)
 
 
 def _start(
@@ -167,10 +167,6 @@ class _Log:
         now = time.perf_counter()
         self._started = now - earlier_seconds
         self._shown = self._finished = (now, step)
-
-    @property
-    def records(self) -> list[dict]:
-        return self._metrics.records
 
     def seconds(self) -> float:
         """Time spent in training, over all processes of the run."""
