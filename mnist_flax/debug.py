@@ -126,9 +126,9 @@ def _check_shapes(train_steps: Callable, config: ConfigDict, num_classes: int, s
             raise RunError(
                 f"{name} are {array.dtype}{list(array.shape)}, where {kind.dtypes[0]}[{kind.dim_str}] is due"
             )
-    after = jax.eval_shape(train_steps, state, *arguments, 0, 0)[0]
+    after = dict(jax.tree_util.tree_flatten_with_path(jax.eval_shape(train_steps, state, *arguments, 0, 0)[0])[0])
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
-        new = dict(jax.tree_util.tree_flatten_with_path(after)[0]).get(path)
+        new = after.get(path)
         if new is None or (new.shape, new.dtype) != (leaf.shape, leaf.dtype):
             where = jax.tree_util.keystr(path, simple=True, separator="/")
             raise RunError(f"a step makes {new} of {where}, which is {leaf.dtype}{list(leaf.shape)}")
