@@ -81,9 +81,7 @@ def is_first() -> bool:
 
 
 def _join(workdir: str | None) -> bool:
-    address, count, number = (
-        flags.FLAGS[name].value for name in ("coordinator_address", "num_processes", "process_id")
-    )
+    address, count, number = flags.FLAGS.coordinator_address, flags.FLAGS.num_processes, flags.FLAGS.process_id
     given = [value is not None for value in (address, count, number)]
     if not any(given) and not flags.FLAGS.distributed:
         return False
