@@ -6,11 +6,10 @@ from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
-from mnist_flax.recogniser import BATCH_SIZES, Recogniser
+from mnist_flax.recogniser import BATCH_SIZES, Images, Recogniser
 
-Images = UInt8[np.ndarray, "digits 28 28"]
 Scores = Float[np.ndarray, "digits classes"]
 
 

@@ -163,5 +163,5 @@ def _digest(variables: Any) -> str:
 
     digest = hashlib.blake2b(digest_size=16)
     for leaf in jax.tree.leaves(variables):
-        digest.update(np.ascontiguousarray(np.asarray(leaf)).data)
+        digest.update(np.ascontiguousarray(leaf).data)
     return digest.hexdigest()

@@ -188,7 +188,7 @@ async def describe_run(service: Service, request: Request) -> Response:
 
 
 async def health(service: Service, request: Request) -> Response:
-    """Healthy is who can still recognise a digit."""
+    """Healthy is a server that can still recognise a digit."""
     try:
         async with asyncio.timeout(10):
             await service.recognise(np.zeros((1, 28, 28), np.uint8))
