@@ -18,8 +18,5 @@ def get_config() -> ConfigDict:
     config.optimizer.schedule = "constant"
     config.optimizer.warmup_epochs = 0.0
     config.optimizer.ema_decay = 0.0
-    config.augment.rotation = 0.0
-    config.augment.shift = 0.0
-    config.augment.zoom = 0.0
-    config.augment.shear = 0.0
+    config.augment.rotation = config.augment.shift = config.augment.zoom = config.augment.shear = 0.0
     return config

@@ -28,10 +28,7 @@ def get_config() -> ConfigDict:
     config.optimizer.ema_decay = 0.0
     config.optimizer.label_smoothing = 0.1
 
-    config.augment.rotation = 0.0
-    config.augment.shift = 0.0
-    config.augment.zoom = 0.0
-    config.augment.shear = 0.0
+    config.augment.rotation = config.augment.shift = config.augment.zoom = config.augment.shear = 0.0
 
     config.num_epochs = 1
     return config
