@@ -78,7 +78,7 @@ def make_examination(config: ConfigDict, num_classes: int, steps_per_epoch: int,
         parts = train.split_parts(batch, config.optimizer.accumulate_steps)
         _, (outputs, loss, grads) = lax.scan(gradient, state.batch_stats, parts)
         grads = lax.pmean(jax.tree.map(lambda g: g.mean(0), grads), BATCH_AXIS)
-        schedule = make_schedule(config.optimizer.schedule, hyper, steps_per_epoch, hyper["num_epochs"])
+        schedule = make_schedule(config.optimizer.schedule, hyper, steps_per_epoch)
         updates, opt_state = make_optimizer(config, hyper, schedule).update(grads, state.opt_state, state.params)
         found = {
             "images": jnp.isfinite(batch[0]).all(),

@@ -163,7 +163,7 @@ class _Log:
         self._steps_per_epoch = steps_per_epoch
         hyper = train.hyperparameters(config)
         # One compiled program: each of its operations alone would be compiled too, for as long.
-        self._schedule = jax.jit(make_schedule(config.optimizer.schedule, hyper, steps_per_epoch, config.num_epochs))
+        self._schedule = jax.jit(make_schedule(config.optimizer.schedule, hyper, steps_per_epoch))
         now = time.perf_counter()
         self._started = now - earlier_seconds
         self._shown = self._finished = (now, step)

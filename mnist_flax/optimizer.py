@@ -19,7 +19,7 @@ _ONE_CYCLE_START = 1 / 25  # first learning rate over the peak, as in Smith and 
 
 
 def make_schedule(
-    name: str, hyper: Hyperparameters, steps_per_epoch: int | Int[Array, ""], num_epochs: Scalar
+    name: str, hyper: Hyperparameters, steps_per_epoch: int | Int[Array, ""]
 ) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
     """Learning rate as a function of the number of updates done.
 
@@ -31,7 +31,7 @@ def make_schedule(
 
     def schedule(step):
         step = jnp.asarray(step, jnp.float32)
-        total = jnp.float32(steps_per_epoch * num_epochs)
+        total = jnp.float32(steps_per_epoch * hyper["num_epochs"])
         warmup = jnp.float32(hyper["optimizer.warmup_epochs"] * steps_per_epoch)
         rise = jnp.where(warmup > 0, jnp.minimum(step / jnp.maximum(warmup, 1), 1), 1)
         fall = jnp.clip((step - warmup) / jnp.maximum(total - warmup, 1), 0, 1)

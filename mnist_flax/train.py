@@ -127,7 +127,7 @@ def make_train_step(config: ConfigDict, num_classes: int, steps_per_epoch: int |
 
     def step(state: TrainState, hyper: Hyperparameters, seed, images, labels, positions) -> TrainState:
         model = make_model(config.model, hyper, num_classes, BATCH_AXIS)
-        schedule = make_schedule(config.optimizer.schedule, hyper, steps_per_epoch, hyper["num_epochs"])
+        schedule = make_schedule(config.optimizer.schedule, hyper, steps_per_epoch)
         optimizer = make_optimizer(config, hyper, schedule)
 
         loss_fn = partial(loss, model, hyper)

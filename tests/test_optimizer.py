@@ -16,7 +16,8 @@ TOTAL = STEPS * EPOCHS
 
 def schedule(name, **values):
     hyper = hyperparameters(default_config()) | {f"optimizer.{key}": value for key, value in values.items()}
-    return np.asarray(jax.vmap(make_schedule(name, hyper, STEPS, EPOCHS))(jnp.arange(TOTAL)))
+    hyper["num_epochs"] = EPOCHS
+    return np.asarray(jax.vmap(make_schedule(name, hyper, STEPS))(jnp.arange(TOTAL)))
 
 
 @given(peak=st.floats(1e-5, 1.0), warmup=st.sampled_from([0.0, 0.5, 1.0, 3.0]), final=st.floats(0.0, 0.5))
