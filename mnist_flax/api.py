@@ -63,14 +63,12 @@ def _is_level(value: Any) -> bool:
 
 
 def _strokes(value: Any) -> list[drawing.Stroke]:
-    wrong = UserError(
-        f'"strokes" are lists of points [x, y], each from 0 to 1, with one to {MOST_POINTS:,} points in all'
-    )
-    if not isinstance(value, list) or not all(isinstance(stroke, list) and stroke for stroke in value):
-        raise wrong
-    points = [point for stroke in value for point in stroke]
+    whole = isinstance(value, list) and all(isinstance(stroke, list) and stroke for stroke in value)
+    points = [point for stroke in value for point in stroke] if whole else []
     if not 1 <= len(points) <= MOST_POINTS or not all(map(_is_point, points)):
-        raise wrong
+        raise UserError(
+            f'"strokes" are lists of points [x, y], each from 0 to 1, with one to {MOST_POINTS:,} points in all'
+        )
     return value
 
 
