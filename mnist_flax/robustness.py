@@ -67,10 +67,11 @@ def measure(logits_of: LogitsOf, split: Split) -> Measurement:
     def accuracy(logits: np.ndarray) -> float:
         return float((logits.argmax(axis=1) == split.labels).mean())
 
-    found = Measurement(np.empty(0), {}, {name: [] for name in FAMILIES}, {name: [] for name in AFFINE})
     variants = 1 + len(FAMILIES) * len(SEVERITIES) + sum(len(direction.values) for direction in AFFINE.values())
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("Corrupting", total=variants)
+        clean = read(lambda images, numbers: images)
+        found = Measurement(clean, {}, {name: [] for name in FAMILIES}, {name: [] for name in AFFINE})
         for name, family in FAMILIES.items():
             for severity in SEVERITIES:
                 logits = read(partial(corruptions.corrupt, name=name, severity=severity))
@@ -81,7 +82,7 @@ def measure(logits_of: LogitsOf, split: Split) -> Measurement:
             for value in direction.values:
                 logits = read(partial(moved, direction=direction, value=value))
                 found.affine[name].append(accuracy(logits))
-        return found._replace(clean=read(lambda images, numbers: images))
+    return found
 
 
 def summarize(measured: Measurement, labels: metrics.Labels, temperature: float | None) -> dict[str, Any]:
