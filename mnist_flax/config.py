@@ -214,8 +214,8 @@ def check(config: ConfigDict) -> None:
     """
     if not isinstance(config, ConfigDict):
         raise UserError(f"get_config() must return an ml_collections.ConfigDict, not {type(config).__name__}")
-    _check_fields(flatten(config), flatten(default_config()))
     values = flatten(config)
+    _check_fields(values, flatten(default_config()))
     for key, choices in _CHOICES.items():
         if values[key] not in choices:
             raise UserError(f"config.{key}={values[key]!r} is unknown: use one of {', '.join(choices)}")
