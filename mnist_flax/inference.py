@@ -84,11 +84,7 @@ def activations(
       of all together.
     """
     if isinstance(network, Ensemble):
-
-        def member_logits(member: CNN, parameters: Parameters) -> Array:
-            return activations(member, parameters, images)["logits"]
-
-        logits = mean_logits(member_logits, network.members, parameters)
+        logits = mean_logits(lambda net, part: activations(net, part, images)["logits"], network.members, parameters)
         return activations(network.members[0], parameters[0], images) | {"logits": logits}
     found = {}
     x = images.reshape(images.shape[0], 28, 28, 1)

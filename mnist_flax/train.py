@@ -83,7 +83,7 @@ def init_state(config: ConfigDict, num_classes: int, seed: Int[Array, ""] | int)
         ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
         if config.optimizer.ema_decay > 0
         else None,
-        sums=_no_sums(),
+        sums=Sums(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)),
     )
 
 
@@ -102,10 +102,6 @@ def _replicated(init: Callable, mesh: Mesh) -> Any:
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), jax.eval_shape(init)
     )
-
-
-def _no_sums() -> Sums:
-    return Sums(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
 def example_keys(
