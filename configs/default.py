@@ -80,7 +80,7 @@ def get_config() -> ConfigDict:
     # Training
     config.num_epochs = 15  # passes over the training examples
     config.batch_size = 128  # examples a step, over all devices
-    config.eval_batch_size = 1_000  # of memory and speed alone: results do not depend on it
+    config.eval_batch_size = 1_000  # a matter of memory and speed alone: results do not depend on it
     config.target_accuracy = 0.0  # stop once validation accuracy reaches it; 0 is never
     config.patience = 0  # stop after this many epochs without a better validation accuracy; 0 is never
     config.debug = False  # check every step, slowly, and name the layer in which a number is not finite

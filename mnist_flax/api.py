@@ -85,7 +85,7 @@ class Choices(NamedTuple):
 
 
 def parse_choices(query: Sequence[tuple[str, str]]) -> Choices:
-    """Raises UserError for a query parameter that is not known or not alone, or a value that it cannot have."""
+    """Raises UserError for a query parameter that is unknown or given twice, or a value that it cannot have."""
     known = {"layout": reading.LAYOUTS, "annotated": ("false", "true")}
     for name, value in query:
         if name not in known:

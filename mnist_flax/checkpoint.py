@@ -23,7 +23,7 @@ from mnist_flax.cli import RunError, UserError, reason
 _NO_TIMEOUT = 10 * 365 * 86_400
 
 
-def _be_silent_of_closed_loops() -> None:
+def _silence_closed_loops() -> None:
     """When one write or read fails, TensorStore tells of the others to an event loop that Orbax has closed by then.
 
     Each would be a traceback on standard error, beside the exception of the first, which is the one that matters.
@@ -37,7 +37,7 @@ def _be_silent_of_closed_loops() -> None:
     sys.unraisablehook = hook
 
 
-_be_silent_of_closed_loops()
+_silence_closed_loops()
 
 
 class Checkpoints:

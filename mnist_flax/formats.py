@@ -219,7 +219,7 @@ def _metadata(trained: Run) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the warnings of converters to themselves: what counts is the comparison of results."""
+    """Keeps back what converters warn of: what counts is the comparison of results."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -165,7 +165,7 @@ def print_results(results: Mapping[str, Any]) -> None:
 def write(trained: Run, split: Split, which: Mapping[str, str]) -> None:
     """Measures a run on a split, writes robustness.json and figures into its directory, and prints.
 
-    `which` says of what the results are: `dataset`, and the names of `split` and `checkpoint`. Of another split than
+    `which` says what the results are of: `dataset`, and the names of `split` and `checkpoint`. Of another split than
     the test split, or another checkpoint than the config selects, files have its name in theirs, and the report does
     not show them.
     Computed in float32; the temperature is that of the run's validation examples, where there are any.

@@ -275,7 +275,7 @@ class Metrics:
         self._began = time.time() - (self.records[-1]["seconds"] if self.records else 0)
         # Written by this thread: the thread of a SummaryWriter keeps lines back for minutes, and dies of a full disk.
         self._tensorboard = event_file_writer.EventsWriter(str(events / "events"), f".{os.getpid()}")
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # what TensorBoard showed before it forgets
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # has TensorBoard forget what it showed before
         self._tensorboard.write_event(event_pb2.Event(wall_time=self._began, step=0, session_log=start))
         self._add_to_tensorboard(self.records)
 

@@ -115,7 +115,7 @@ def example_keys(
 def make_train_step(config: ConfigDict, num_classes: int, steps_per_epoch: int | Int[Array, ""]) -> Callable:
     """One update of a device's share of a batch: `step(state, hyper, seed, images, labels, positions) -> state`.
 
-    `config` decides what is compiled: which links there are, shapes and names. `steps_per_epoch` may be traced.
+    `config` decides what is compiled: layers, parts of the optimizer and shapes. `steps_per_epoch` may be traced.
 
     `images` are uint8 [share, 28, 28], `labels` int32 [share], `positions` the share's places in the whole batch.
     Gradients and metrics are those of the whole batch: means and sums over the devices of `BATCH_AXIS`.

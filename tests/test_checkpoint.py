@@ -128,7 +128,7 @@ def test_what_comes_to_a_closed_event_loop_is_not_shown_and_all_else_is(monkeypa
     """A failed save tells an event loop that is closed of each further array: one line is enough."""
     shown = []
     monkeypatch.setattr(sys, "unraisablehook", shown.append)
-    checkpoint._be_silent_of_closed_loops()
+    checkpoint._silence_closed_loops()
     closed, full = RuntimeError("Event loop is closed"), OSError("no space")
     cases = [SimpleNamespace(exc_value=error, object=thing) for error in (closed, full) for thing in (None, print)]
     for case in cases:
