@@ -123,8 +123,7 @@ def check_shards(directory: Path) -> None:
         if splits.keys() != {"train", "test"}:
             raise ValueError(directory)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        message = f"{directory / 'dataset_info.json'} is damaged: delete {directory} and run again"
-        raise UserError(message) from error
+        raise UserError(f"{directory / 'dataset_info.json'} is damaged: delete {directory} and run again") from error
     for split, lengths in splits.items():
         for shard, length in enumerate(lengths):
             suffix = f"array_record-{shard:05d}-of-{len(lengths):05d}"
@@ -184,10 +183,8 @@ def _read_info(directory: Path) -> dict[str, Any]:
     path = directory / "dataset_info.json"
     try:
         info = json.loads(path.read_bytes())
-        named = info["name"] == directory.parent.name
-        if not (
-            named and isinstance(info["splits"], list) and isinstance(info.get("alternativeFileFormats", []), list)
-        ):
+        lists = info["splits"], info.get("alternativeFileFormats", [])
+        if info["name"] != directory.parent.name or not all(isinstance(each, list) for each in lists):
             raise TypeError(path)
         return info
     except (ValueError, KeyError, TypeError, RecursionError) as error:
