@@ -21,9 +21,9 @@ flags.declare_key_flag("config")
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise cli.UserError(f"{argv[1]!r} is no flag: override a field with --config.KEY=VALUE")
-    recipe, config = config_lib.recipe_path(), _CONFIG.value
+    config = _CONFIG.value
     config_lib.check(config)
-    directory = Path(_WORKDIR.value or run.new_directory(Path(recipe).stem))
+    directory = Path(_WORKDIR.value or run.new_directory(Path(config_lib.recipe_path()).stem))
     again = shlex.join(["python", "-m", "mnist_flax.main", *sys.argv[1:]])
     if not _WORKDIR.value:
         again += f" --workdir={shlex.quote(str(directory))}"
