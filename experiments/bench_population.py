@@ -180,9 +180,9 @@ def main(argv: list[str]) -> None:
         if not size.isdecimal() or not 1 <= int(size[:20]) <= most:
             raise cli.UserError(f"--sizes={size} must be a whole number from 1 to {most}, or several: 1,2,4")
     if {"population", "torch"} & set(_METHODS.value):
-        extra.require_optuna()
+        extra.require("optuna")
     if "torch" in _METHODS.value:
-        extra.require_torch()
+        extra.require("torch")
     data.load(throughput.get_config())  # prepared before anything is timed
     table = progress.table("method", "seconds", "trials/hour", "validation accuracy, mean and best")
     for method in _METHODS.value:

@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
     names = _TARGETS.value or list(TARGETS)
     if unknown := [name for name in names if name not in TARGETS]:
         raise cli.UserError(f"--targets={','.join(unknown)} is unknown: choose from {', '.join(TARGETS)}")
-    extra.require_atheris()
+    extra.require("atheris")
     output = Path(_OUTPUT.value)
     headings = ("inputs", "valid", "refused", "corpus", "slowest ms", "MiB", "findings")
     table = progress.table("target", *headings, box=None, collapse_padding=True, pad_edge=False)

@@ -232,7 +232,7 @@ CSS = """
 
 
 def main(argv: list[str]) -> None:
-    extra.require_optuna()
+    extra.require("optuna")
     if len(argv) != 2:
         raise cli.UserError("name one study directory: python -m experiments.report STUDY")
     print(f"written: {write(Path(argv[1]))}")

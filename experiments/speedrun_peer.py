@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
     seed = argv[1] if len(argv) > 1 else "0"
     if len(argv) > 2 or not seed.isdecimal() or len(seed) > 18:
         raise cli.UserError(f"{' '.join(argv[1:])!r} is no seed: name one whole number, of at most 18 digits")
-    extra.require_torch()
+    extra.require("torch")
     if not prepare.is_prepared("mnist"):  # or that would be timed too
         raise cli.UserError("MNIST is not prepared: run python -m mnist_flax.main once, or set TFDS_DATA_DIR")
     if not TORCH_ENVIRONMENT.items() <= os.environ.items():  # glibc reads them when a process starts

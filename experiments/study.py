@@ -86,7 +86,7 @@ def search(stop: cli.Stop) -> None:
 
 
 def main(argv: list[str]) -> int:
-    extra.require_optuna()
+    extra.require("optuna")
     import optuna
 
     from experiments import confirm, storage
