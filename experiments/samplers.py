@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, TPESampler
@@ -54,18 +53,15 @@ def place(share: float, distribution) -> Any:
         case CategoricalDistribution():
             return distribution.choices[int(share * len(distribution.choices))]
         case IntDistribution():
-            low, high = distribution.low - 0.5, distribution.high + 0.5
-            value = math.exp(_between(share, math.log(low), math.log(high))) if distribution.log else None
-            value = _between(share, low, high) if value is None else value
-            return int(np.clip(round(value), distribution.low, distribution.high))
+            value: float = round(_between(share, distribution.low - 0.5, distribution.high + 0.5, distribution.log))
         case _:
-            low, high = distribution.low, distribution.high
-            if distribution.log:
-                return min(max(math.exp(_between(share, math.log(low), math.log(high))), low), high)
-            return _between(share, low, high)
+            value = _between(share, distribution.low, distribution.high, distribution.log)
+    return min(max(value, distribution.low), distribution.high)  # rounding may lead beyond
 
 
-def _between(share: float, low: float, high: float) -> float:
+def _between(share: float, low: float, high: float, log: bool) -> float:
+    if log:
+        return math.exp(_between(share, math.log(low), math.log(high), log=False))
     return low + share * (high - low)
 
 
@@ -133,8 +129,7 @@ def suggest(trial: optuna.Trial, space: Space, fixed: Mapping[str, Any] | None =
             parent, values = dimension.condition
             if overrides.get(parent) not in values:
                 continue
-        value = _draw(trial, key, dimension)
-        overrides[key] = _from_label(dimension, value)
+        overrides[key] = _from_label(dimension, _draw(trial, key, dimension))
     return overrides
 
 
