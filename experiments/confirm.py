@@ -8,7 +8,7 @@ import optuna
 from ml_collections import ConfigDict
 
 from experiments import directory, members, space, storage, worker
-from experiments.summarize import mean_interval
+from experiments.summarize import spread
 from mnist_flax import cli, durable, progress, run
 from mnist_flax import config as config_lib
 from mnist_flax.cli import UserError
@@ -122,10 +122,7 @@ def compare(
     for place, name in enumerate(("test_accuracy", "objective_value")):
         columns = {role: [scores[seed][place] for seed in pairs] for role, scores in found.items()}
         columns["difference"] = [a - b for a, b in zip(columns["winner"], columns["baseline"], strict=True)]
-        results[name] = {
-            role: dict(zip(("values", "mean", "deviation", "half_interval"), (v, *mean_interval(v)), strict=True))
-            for role, v in columns.items()
-        }
+        results[name] = {role: spread(values) for role, values in columns.items()}
     return results
 
 

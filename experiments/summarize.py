@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from rich.table import Table
 
 from mnist_flax import cli, progress, run
 from mnist_flax import config as config_lib
+from mnist_flax.metrics import none_if_nan
 
 FIELDS = ("train_accuracy", "validation_accuracy", "test_accuracy", "train_seconds", "test_seconds", "total_seconds")
 
@@ -26,6 +27,13 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     deviation = statistics.stdev(values)
     half = stats.t.ppf(0.975, len(values) - 1) * deviation / math.sqrt(len(values))
     return statistics.fmean(values), deviation, float(half)
+
+
+def spread(values: Iterable[float]) -> dict[str, Any]:
+    """Values and what `mean_interval` gives of them, ready for JSON."""
+    numbers = [float(value) for value in values]
+    mean, deviation, half = map(none_if_nan, mean_interval(numbers))
+    return {"values": numbers, "mean": mean, "deviation": deviation, "half_interval": half}
 
 
 def add_means(table: Table, results: Sequence[Mapping[str, Any]], names: Sequence[str], *second: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from experiments.record.runs import Training
-from experiments.summarize import mean_interval
+from experiments.summarize import spread
 from mnist_flax import durable, metrics, progress, run
 from mnist_flax.cli import RunError
 
@@ -48,8 +48,8 @@ def write(place: Path, recipe: Sequence[Training], reference: Sequence[Training]
     if views > 1:
         viewed, _ = _test_logits(recipe, views)
         found["views"] = views
-        found["views_accuracy"] = _spread((viewed.argmax(-1) == labels).mean(1))
-        found["views_ensemble_accuracy"] = _spread(metrics.ensemble_accuracies(viewed, labels, size))
+        found["views_accuracy"] = spread((viewed.argmax(-1) == labels).mean(1))
+        found["views_ensemble_accuracy"] = spread(metrics.ensemble_accuracies(viewed, labels, size))
     found["train_minutes"] = [_summary(training)["train_seconds"] / 60 for training in recipe]
     found["device"] = _summary(recipe[0])["device"]
     found["dataset"] = _summary(recipe[0])["dataset"]
@@ -88,20 +88,15 @@ def score(
         metrics.ensemble_logits(each[:size]).argmax(-1) == labels for each in (logits, reference_logits)
     )
     return {
-        "accuracy": _spread(accuracies),
-        "reference_accuracy": _spread(reference_accuracies),
-        "difference": _spread(accuracies - reference_accuracies),
+        "accuracy": spread(accuracies),
+        "reference_accuracy": spread(reference_accuracies),
+        "difference": spread(accuracies - reference_accuracies),
         "tests": [mcnemar(*pair) for pair in zip(correct, reference_correct, strict=True)],
         "ensemble_size": size,
-        "ensemble_accuracy": _spread(metrics.ensemble_accuracies(logits, labels, size)),
-        "reference_ensemble_accuracy": _spread(metrics.ensemble_accuracies(reference_logits, labels, size)),
+        "ensemble_accuracy": spread(metrics.ensemble_accuracies(logits, labels, size)),
+        "reference_ensemble_accuracy": spread(metrics.ensemble_accuracies(reference_logits, labels, size)),
         "ensemble_test": mcnemar(first, reference_first),
     }
-
-
-def _spread(values: Float[np.ndarray, " n"]) -> dict[str, Any]:
-    mean, deviation, half = map(metrics.none_if_nan, mean_interval(values.tolist()))
-    return {"values": values.tolist(), "mean": mean, "deviation": deviation, "half_interval": half}
 
 
 def markdown(found: dict[str, Any], recipe: str, reference: str) -> str:
@@ -142,13 +137,13 @@ def markdown(found: dict[str, Any], recipe: str, reference: str) -> str:
     return "\n".join([about, "", *rows, "", *(f"- {line}" for line in lines), ""])
 
 
-def _said(spread: dict[str, Any]) -> str:
-    count, mean = len(spread["values"]), f"{spread['mean']:.3%}"
+def _said(scores: dict[str, Any]) -> str:
+    count, mean = len(scores["values"]), f"{scores['mean']:.3%}"
     if count == 1:
         return f"{mean} (n = 1)"
-    low, high = (spread["mean"] + sign * spread["half_interval"] for sign in (-1, 1))
+    low, high = (scores["mean"] + sign * scores["half_interval"] for sign in (-1, 1))
     interval = f"95 % interval {low:.3%} to {high:.3%}"
-    return f"mean {mean}, standard deviation {spread['deviation']:.3%}, {interval} (n = {count})"
+    return f"mean {mean}, standard deviation {scores['deviation']:.3%}, {interval} (n = {count})"
 
 
 def _test_logits(
