@@ -50,10 +50,9 @@ def write(place: Path, recipe: Sequence[Training], reference: Sequence[Training]
         found["views"] = views
         found["views_accuracy"] = spread((viewed.argmax(-1) == labels).mean(1))
         found["views_ensemble_accuracy"] = spread(metrics.ensemble_accuracies(viewed, labels, size))
-    found["train_minutes"] = [_summary(training)["train_seconds"] / 60 for training in recipe]
-    found["device"] = _summary(recipe[0])["device"]
-    found["dataset"] = _summary(recipe[0])["dataset"]
-    found["test_examples"] = len(labels)
+    summaries = [run.read_summary(training.directory) or {} for training in recipe]  # `runs.complete` saw to them
+    found["train_minutes"] = [summary["train_seconds"] / 60 for summary in summaries]
+    found |= {"device": summaries[0]["device"], "dataset": summaries[0]["dataset"], "test_examples": len(labels)}
     names = [Path(each[0].recipe).stem for each in (recipe, reference)]
     run.write_json(place / "results.json", {"recipe": names[0], "reference": names[1], **found})
     text = markdown(found, *names)
@@ -151,18 +150,11 @@ def _test_logits(
 ) -> tuple[Float[np.ndarray, "runs examples classes"], Any]:
     from mnist_flax import data, devices, train, views
 
-    mesh, logits, test = devices.make_mesh(), [], None
+    mesh, logits = devices.make_mesh(), []
+    test = data.load(run.read_config(trainings[0].directory)).test
     for training in trainings:
         trained = run.load_run(training.directory)
-        test = test or data.load(trained.config).test
         model = views.look_again(trained.model, trained.config, copies) if copies > 1 else trained.model
         evaluation = train.make_evaluate(model, mesh)
         logits.append(train.split_logits(evaluation, trained.variables, test, trained.config.eval_batch_size, mesh))
-    assert test is not None
     return np.stack(logits), test.labels
-
-
-def _summary(training: Training) -> dict[str, Any]:
-    summary = run.read_summary(training.directory)
-    assert summary is not None  # `runs.complete` saw to that
-    return summary
