@@ -40,13 +40,6 @@ def resolve(recipe: str, overrides: Sequence[str]) -> ConfigDict:
     return config
 
 
-def check_views(config: ConfigDict, copies: int) -> None:
-    """Raises UserError if a recipe moves no image, so that there can be no views."""
-    from mnist_flax import train, views
-
-    views.look_again(train.make_network([config], 10), config, copies)
-
-
 def main(argv: list[str]) -> int:
     if bad := [argument for argument in argv[1:] if not argument.startswith("--config.")]:
         raise cli.UserError(
@@ -66,7 +59,10 @@ def main(argv: list[str]) -> int:
     if len(datasets := {config.dataset for config in configs.values()}) > 1:
         raise cli.UserError(f"the recipes are of different datasets ({', '.join(sorted(datasets))}): name two of one")
     if _VIEWS.value > 1:
-        check_views(configs[_RECIPE.value], _VIEWS.value)
+        from mnist_flax import train, views
+
+        config = configs[_RECIPE.value]
+        views.look_again(train.make_network([config], 10), config, _VIEWS.value)  # refuses a recipe that moves no image
     place = Path(_WORKDIR.value)
     recipe, reference = (
         [
