@@ -47,9 +47,6 @@ def main(argv: list[str]) -> int:
         )
     if _ENSEMBLE.value > _SEEDS.value:
         raise cli.UserError(f"--ensemble={_ENSEMBLE.value} takes at least as many seeds: --seeds={_ENSEMBLE.value}")
-    for path in (_RECIPE.value, _REFERENCE.value):
-        if not Path(path).is_file():
-            raise cli.UserError(f"{path} is no config file")
     if Path(_RECIPE.value).stem == Path(_REFERENCE.value).stem:
         raise cli.UserError(
             f"--recipe={_RECIPE.value} and --reference={_REFERENCE.value} would be trained in one directory: "
