@@ -104,15 +104,9 @@ def use_all_cores() -> None:
         jax.config.update("jax_num_cpu_devices", len(cores.usable()))
 
 
-def make_mesh(available: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh() -> Mesh:
     """All devices, each with its share of the members; a batch is never split."""
-    all_devices = np.array(jax.devices() if available is None else available)
-    return Mesh(all_devices.reshape(-1, 1), (MEMBER_AXIS, devices.BATCH_AXIS))
-
-
-def default_mapping(backend: str) -> str:
-    """`map` trains a device's members in turn, best where one fills the device; `vmap` in step with each other."""
-    return "map" if backend == "cpu" else "vmap"
+    return Mesh(np.array(jax.devices()).reshape(-1, 1), (MEMBER_AXIS, devices.BATCH_AXIS))
 
 
 @lru_cache(maxsize=256)
@@ -160,7 +154,8 @@ class Programs:
         everything.train_examples = None
         splits = data.load(everything)
         devices.keep_compiled_programs()
-        mapping = default_mapping(jax.default_backend())
+        # `map` trains a device's members in turn, best where one fills the device; `vmap` in step with each other.
+        mapping = "map" if jax.default_backend() == "cpu" else "vmap"
         return cls(splits, len(data.CLASS_NAMES[config.dataset]), make_mesh(), mapping, config.eval_batch_size)
 
     def __init__(self, splits: data.Splits, num_classes: int, mesh: Mesh, mapping: str, eval_batch_size: int):
@@ -255,6 +250,10 @@ class _Group:
             slots[turn % self._devices, turn // self._devices] = member
         return slots.ravel()
 
+    def _taken(self) -> list[tuple[int, int]]:
+        """Slots that have a member, and which."""
+        return [(slot, int(i)) for slot, i in enumerate(self._slots) if i >= 0]
+
     def _current(self) -> train.TrainState:
         return self._fresh.result() if self._states is None else self._states
 
@@ -267,7 +266,7 @@ class _Group:
         share = len(self._slots) // self._devices
         if self._programs.mapping == "vmap":
             share = -(-len(members) // self._devices)
-        place = {member: slot for slot, member in enumerate(self._slots) if member >= 0}
+        place = {member: slot for slot, member in self._taken()}
         self._slots = self._deal(members, share)
         take = np.array([place.get(member, 0) for member in self._slots], np.int32)  # there may be none
         self._states = jax.device_put(jax.tree.map(lambda x: x[take], self._current()), self._sharding)
@@ -278,8 +277,8 @@ class _Group:
         rows = 1 << (int(max(stop - start)) - 1).bit_length()  # powers of two: few shapes to compile
         order = np.zeros((len(self._slots), rows, batch_size), np.int32)
         steps = np.zeros(len(self._slots), np.int32)
-        for slot, i in enumerate(self._slots):
-            if i >= 0 and stop[i] > start[i]:
+        for slot, i in self._taken():
+            if stop[i] > start[i]:
                 steps[slot] = stop[i] - start[i]
                 order[slot, : steps[slot]] = self.members[i].order(start[i], stop[i])
         hyper = {key: self._put(column) for key, column in self._hyper.items()}
@@ -292,9 +291,9 @@ class _Group:
         self._states, scores = self._advance(self._current(), *own)
         scores = jax.device_get(scores)
         return {
-            int(i): self._record(self.members[i], jax.tree.map(lambda x: x[slot], scores))  # noqa: B023
-            for slot, i in enumerate(self._slots)
-            if i >= 0 and steps[slot]
+            i: self._record(self.members[i], jax.tree.map(lambda x: x[slot], scores))  # noqa: B023
+            for slot, i in self._taken()
+            if steps[slot]
         }
 
     @staticmethod
@@ -306,19 +305,11 @@ class _Group:
     def test(self) -> dict[int, dict[str, float]]:
         hyper = {key: self._put(column) for key, column in self._hyper.items()}
         scores = jax.device_get(self._test(self._current(), hyper))
-        return {
-            int(i): {key: float(value[slot]) for key, value in scores.items()}
-            for slot, i in enumerate(self._slots)
-            if i >= 0
-        }
+        return {i: {key: float(value[slot]) for key, value in scores.items()} for slot, i in self._taken()}
 
     def states(self) -> dict[int, train.TrainState]:
         states = jax.device_get(self._current())
-        return {
-            int(i): jax.tree.map(lambda x: x[slot], states)  # noqa: B023
-            for slot, i in enumerate(self._slots)
-            if i >= 0
-        }
+        return {i: jax.tree.map(lambda x: x[slot], states) for slot, i in self._taken()}  # noqa: B023
 
 
 class Population:
