@@ -44,8 +44,9 @@ def _disturb(site: Site, chance: random.Random, phases: Sequence[str], **variabl
 
 
 def signalled(site: Site, chance: random.Random) -> Trial:
-    phases = [phase for phase in sabotage.PHASES if phase != "preparation" or (site.own_data and not site.processes)]
-    return _disturb(site, chance, ["preparation"] if "preparation" in phases else phases)
+    if site.own_data and not site.processes:
+        return _disturb(site, chance, ["preparation"])
+    return _disturb(site, chance, [phase for phase in sabotage.PHASES if phase != "preparation"])
 
 
 def damaged_checkpoint(site: Site, chance: random.Random) -> Trial:

@@ -266,16 +266,11 @@ class Site:
         self.newest = max([self.newest, *steps])
         records, cut = _read_records(self.workdir / "metrics.jsonl")
         places = [(record["epoch"], record["split"]) for record in records]
-        if (
-            places
-            != [(epoch, split) for epoch in range(1, EPOCHS + 1) for split in ("train", "validation")][: len(places)]
-        ):
+        due = [(epoch, split) for epoch in range(1, EPOCHS + 1) for split in ("train", "validation")]
+        if places != due[: len(places)]:
             found.append(f"metrics.jsonl has {places}")
-        if (
-            resumes
-            and "compiled in" in ended.out
-            and (cut or (records and records[-1]["step"] > max(steps, default=0)))
-        ):
+        unsaved = cut or (records and records[-1]["step"] > max(steps, default=0))
+        if resumes and "compiled in" in ended.out and unsaved:
             found.append("stopped before all that was recorded was saved")
         place = self.data_dir / "digits" / prepare.VERSIONS["digits"]
         if place.exists():
