@@ -226,8 +226,8 @@ def figure_parallel(trials: Sequence[Trial], axes_of: Sequence[Axis], objective:
 
 
 @styled
-def figure_curves(trials: Sequence[Trial], most: int = 5) -> Figure:
-    """Validation error of the best trials by epoch, over all others in grey."""
+def figure_curves(trials: Sequence[Trial]) -> Figure:
+    """Validation error of the five best trials by epoch, over all others in grey."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.2, 4.8))
@@ -238,7 +238,7 @@ def figure_curves(trials: Sequence[Trial], most: int = 5) -> Figure:
         epochs, error = [r[1] for r in trial.curve], [1 - r[4] for r in trial.curve]
         axes.plot(epochs, error, color="#D4D7DB", linewidth=0.9, zorder=1)
         errors += error
-    for (colour, marker), trial in zip(SERIES, complete[:most], strict=False):
+    for (colour, marker), trial in zip(SERIES, complete[:5], strict=False):
         epochs, error = [r[1] for r in trial.curve], [1 - r[4] for r in trial.curve]
         label = f"trial {trial.number}: {100 * error[-1]:.2f} %"
         axes.plot(epochs, error, color=colour, marker=marker, markersize=5, linewidth=1.8, label=label, zorder=2)

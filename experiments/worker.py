@@ -104,7 +104,7 @@ class Worker:
         self._best = math.inf
 
     def run(self) -> bool:
-        """Works until the study has all its trials; whether it has them (or was asked to stop)."""
+        """Works until the study has all its trials; False if it was asked to stop before."""
         told = 0
         while not self._stop():
             batch = self._take()
@@ -165,16 +165,13 @@ class Worker:
         except (MemoryError, ArithmeticError, ValueError, TypeError, LookupError, RuntimeError) as error:
             if isinstance(error, optuna.exceptions.OptunaError):
                 raise
-            unfinished = [t for t in batch if self._state(t) == TrialState.RUNNING]
+            unfinished = [t for t in batch if self._database.get_trial(t._trial_id).state == TrialState.RUNNING]
             if len(unfinished) == 1:
                 self._fail(unfinished[0], error)
             elif unfinished:
                 half = len(unfinished) // 2
                 self._train_or_split(unfinished[:half], configs)
                 self._train_or_split(unfinished[half:], configs)
-
-    def _state(self, trial: optuna.Trial) -> TrialState:
-        return self._database.get_trial(trial._trial_id).state
 
     def _fail(self, trial: optuna.Trial, error: Exception) -> None:
         said = reason(error)
