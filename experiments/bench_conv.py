@@ -9,7 +9,6 @@ convolutions in loops far slower still. Times are medians of runs taken in turns
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,14 +34,14 @@ LOOPS, ROUNDS = 4, 7
 
 def make_run(name: str, impl: conv.Implementation, inputs: tuple) -> Callable[[], object]:
     """A compiled function of no arguments that runs a layer LOOPS times, on `(kernel, bias, x)`."""
-    *_, stride, pool_size = LAYERS[name]
-    options: dict[str, Any] = {"stride": stride, "padding": "SAME", "pool_size": pool_size}
-    wanted = 2 if LAYERS[name][1] == 1 else 3  # training does not need the gradient of the images
+    _, channels, _, _, stride, pool_size = LAYERS[name]
+    wanted = 2 if channels == 1 else 3  # training does not need the gradient of the images
 
     def loss(kernel, bias, x):
-        return (
-            conv.conv_bias_relu_pool(x, kernel, bias, pooling="max", impl=impl, **options).astype(jnp.float32) ** 2
-        ).sum()
+        y = conv.conv_bias_relu_pool(
+            x, kernel, bias, stride=stride, padding="SAME", pool_size=pool_size, pooling="max", impl=impl
+        )
+        return (y.astype(jnp.float32) ** 2).sum()
 
     def step(inputs):  # descends, so that every step depends on the last
         gradients = jax.grad(loss, tuple(range(wanted)))(*inputs)

@@ -7,19 +7,8 @@ from typing import Any
 _ODD: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63), 10**400, 0.5, 1e-320, 1e308, -0.0),
     *(float("nan"), float("inf"), -float("inf")),
-    *(
-        "",
-        "a",
-        "\0",
-        "\ud800",
-        "../../x",
-        "~nobody/x",
-        "<script>alert(1)</script>",
-        "[/red]",
-        "$\\x$",
-        "x\ny",
-        "x" * 300,
-    ),
+    *("", "a", "\0", "\ud800", "../../x", "~nobody/x"),
+    *("<script>alert(1)</script>", "[/red]", "$\\x$", "x\ny", "x" * 300),
     *([], {}, [[]], [1, 2], ["a"], {"a": 1}, [None], [[[[[[1]]]]]]),
 )
 
