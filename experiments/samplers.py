@@ -4,7 +4,6 @@ All draw from Optuna trials, so any number of workers may ask at once.
 """
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -74,14 +73,12 @@ def make_sampler(name: str, space: Space, seed: int, complete: int, asked: int) 
     quasirandom = QuasiRandom(list(space), seed)
     if name == "quasirandom" or complete < max(10, 2 * len(space)):
         return quasirandom
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if name == "tpe":
-            # Trials that run elsewhere count as bad, so that workers and members keep apart.
-            return TPESampler(multivariate=True, group=True, constant_liar=True, n_startup_trials=0, seed=seed + asked)
-        return CmaEsSampler(
-            independent_sampler=quasirandom, warn_independent_sampling=False, n_startup_trials=0, seed=seed + asked
-        )
+    if name == "tpe":
+        # Trials that run elsewhere count as bad, so that workers and members keep apart.
+        return TPESampler(multivariate=True, group=True, constant_liar=True, n_startup_trials=0, seed=seed + asked)
+    return CmaEsSampler(
+        independent_sampler=quasirandom, warn_independent_sampling=False, n_startup_trials=0, seed=seed + asked
+    )
 
 
 def points(space: Space, count: int, seed: int) -> list[dict[str, Any]]:

@@ -21,6 +21,8 @@ from mnist_flax.cli import UserError, reason
 GRACE = 6  # heartbeats that may be missed: a worker may be busy compiling
 FAILURES = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)  # Optuna wraps most of the former
 _LOCK_KEY = 0x6D6E697374  # of PostgreSQL's advisory lock
+warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+warnings.filterwarnings("ignore", "Heartbeat of storage")  # ours is recorded by `heartbeats`
 
 
 def default_url(directory: Path) -> str:
@@ -55,24 +57,22 @@ def connect(url: str, heartbeat: int) -> RDBStorage:
     if not url.startswith(("sqlite:///", "postgresql://")):
         raise UserError(f"--storage={public(url)} is neither sqlite:///PATH nor postgresql://USER@HOST/DATABASE")
     options = {"timeout": 60} if url.startswith("sqlite") else {"connect_timeout": 10}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        try:
-            address = url.replace("postgresql://", "postgresql+psycopg://")
-            engine = sqlalchemy.create_engine(address, connect_args=options)
-            with _advisory_lock(engine):  # two that make the tables at once would fail
-                return RDBStorage(
-                    address,
-                    engine_kwargs={"connect_args": options, "pool_pre_ping": True},
-                    heartbeat_interval=heartbeat,
-                    grace_period=GRACE * heartbeat,
-                    heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-                )
-        except ImportError as error:
-            raise UserError("PostgreSQL needs psycopg: pip install 'mnist_flax[research]'") from error
-        except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, ValueError) as error:
-            said = reason(getattr(error, "orig", None) or error)
-            raise UserError(f"--storage={public(url)} cannot be used: {said}") from error
+    try:
+        address = url.replace("postgresql://", "postgresql+psycopg://")
+        engine = sqlalchemy.create_engine(address, connect_args=options)
+        with _advisory_lock(engine):  # two that make the tables at once would fail
+            return RDBStorage(
+                address,
+                engine_kwargs={"connect_args": options, "pool_pre_ping": True},
+                heartbeat_interval=heartbeat,
+                grace_period=GRACE * heartbeat,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+            )
+    except ImportError as error:
+        raise UserError("PostgreSQL needs psycopg: pip install 'mnist_flax[research]'") from error
+    except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, ValueError) as error:
+        said = reason(getattr(error, "orig", None) or error)
+        raise UserError(f"--storage={public(url)} cannot be used: {said}") from error
 
 
 def public(url: str) -> str:
@@ -113,25 +113,21 @@ def _advisory_lock(engine: sqlalchemy.Engine) -> Iterator[None]:
 def retry_abandoned(study: optuna.Study, storage: RDBStorage) -> int:
     """Queues the trials of workers that are gone again; gives their number. Within `exclusive`."""
     before = len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        optuna.storages.fail_stale_trials(study)
-        # Optuna passes over trials without a heartbeat. Taking one ends with its first, within `exclusive`, so whoever
-        # took these was killed at it.
-        with storage.engine.connect() as connection:
-            beating = set(connection.execute(sqlalchemy.text("select trial_id from trial_heartbeats")).scalars())
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if trial._trial_id not in beating:
-                requeue(study, trial)
+    optuna.storages.fail_stale_trials(study)
+    # Optuna passes over trials without a heartbeat. Taking one ends with its first, within `exclusive`, so whoever
+    # took these was killed at it.
+    with storage.engine.connect() as connection:
+        beating = set(connection.execute(sqlalchemy.text("select trial_id from trial_heartbeats")).scalars())
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial._trial_id not in beating:
+            requeue(study, trial)
     return len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,))) - before
 
 
 def requeue(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
     """Gives a running trial up and queues it with the same parameters."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-        RetryHeartbeatStaleTrialCallback()(study, trial)
+    study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+    RetryHeartbeatStaleTrialCallback()(study, trial)
 
 
 @contextlib.contextmanager

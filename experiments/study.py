@@ -10,7 +10,6 @@ The same command goes on with a study, or joins it as one more worker.
 import importlib.util
 import shlex
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +86,12 @@ def search(stop: cli.Stop) -> None:
 
 def main(argv: list[str]) -> int:
     extra.require("optuna")
-    import optuna
-
     from experiments import confirm, storage
 
     confirming = argv[1:2] == ["confirm"]
     others = ("config", "workdir", "storage", "trials", "sampler", "rounds") if confirming else ("seeds",)
     if given := [name for name in others if flags.FLAGS[name].present]:
         raise cli.UserError(f"--{given[0]} is a flag of {'a search' if confirming else 'confirm'} alone: leave it out")
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    warnings.filterwarnings("ignore", "Heartbeat of storage")  # ours is recorded by `storage.heartbeats`
     stop = cli.Stop()
     try:
         match argv[1:]:

@@ -264,7 +264,6 @@ def _complete(place):
         return False
 
 
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 def test_trials_of_a_worker_that_was_killed_while_taking_them_are_tried_again(tmp_path):
     database = storage.connect(storage.default_url(tmp_path), heartbeat=60)
     study = optuna.create_study(storage=database)
@@ -282,7 +281,6 @@ def test_trials_of_a_worker_that_was_killed_while_taking_them_are_tried_again(tm
     assert [t.state for t in study.get_trials()].count(WAITING) == 2
 
 
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 def test_heartbeats_outlive_a_failure_of_the_database(tmp_path):
     database = storage.connect(storage.default_url(tmp_path), heartbeat=1)
     study = optuna.create_study(storage=database)
