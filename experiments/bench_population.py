@@ -44,7 +44,6 @@ def population(trials: int, place: Path) -> list[float]:
 
     size = (f"--trials={trials}", f"--population={trials}")
     _run("experiments.study", f"--config={CONFIG}", f"--workdir={place / 'study'}", *size, place=place)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.load_study(study_name="study", storage=f"sqlite:///{place / 'study' / 'study.db'}")
     return [1 - trial.value for trial in study.trials if trial.value is not None]
 
