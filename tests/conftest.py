@@ -16,27 +16,32 @@ def mnist_archives() -> Path:
 
 
 @pytest.fixture(scope="session")
-def mnist_data_dir(request, tmp_path_factory) -> Path:
+def shared_directory(tmp_path_factory) -> Path:
+    """A directory of this session that all test processes have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def mnist_data_dir(request, shared_directory) -> Path:
     """A data_dir with the real MNIST prepared: MNIST_DATA_DIR, else prepared once for all test processes."""
     from mnist_flax.prepare import prepare
 
     if given := os.environ.get("MNIST_DATA_DIR"):
         prepare("mnist", given, str(request.getfixturevalue("mnist_archives")))
         return Path(given)
-    base = tmp_path_factory.getbasetemp()
-    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "mnist_data"
+    directory = shared_directory / "mnist_data"
     prepare("mnist", str(directory), str(request.getfixturevalue("mnist_archives")))
     return directory
 
 
 @pytest.fixture(scope="session")
-def digits_data_dir(tmp_path_factory) -> Path:
+def digits_data_dir(shared_directory) -> Path:
     """A data_dir with `digits` prepared and decoded, once for all test processes."""
     from mnist_flax import data
     from mnist_flax.config import default_config
 
-    base = tmp_path_factory.getbasetemp()
-    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "digits_data"
+    directory = shared_directory / "digits_data"
     config = default_config()
     config.dataset, config.data_dir = "digits", str(directory)
     data.load(config)
@@ -60,10 +65,8 @@ def digits_ensemble(digits_run, digits_data_dir) -> tuple[Path, list[Path]]:
 
 
 @pytest.fixture(scope="session")
-def mnist_run(mnist_data_dir, tmp_path_factory) -> Path:
+def mnist_run(mnist_data_dir, shared_directory) -> Path:
     """A finished run on the real MNIST, or a skip; see `trained.RECIPES`."""
     from tests import trained
 
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    return trained.train("mnist", shared / "mnist_run", mnist_data_dir)
+    return trained.train("mnist", shared_directory / "mnist_run", mnist_data_dir)

@@ -38,18 +38,16 @@ def train(dataset: str, directory: Path, data_dir: Path, *changes: str) -> Path:
 
 def ensemble(digits_run: Path, data_dir: Path) -> tuple[Path, list[Path]]:
     """An ensemble on `digits`, and its members; all but the first are no more where they were when it was made."""
-    directory = digits_run.with_name("digits_ensemble")
-    kept = directory.with_name("digits_members")
-    with directory.with_name(f"{directory.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not kept.exists():
-            places = [directory.with_name(f"digits_{name}") for name in MEMBERS]
-            for place, changes in zip(places, MEMBERS.values(), strict=True):
-                train("digits", place, data_dir, *changes)
-            command("mnist_flax.ensemble", digits_run, *places, f"--workdir={directory}")
-            moving = kept.with_name("digits_moving")
-            moving.mkdir()
-            for name, place in zip(MEMBERS, places, strict=True):
-                shutil.move(place, moving / name)
-            moving.rename(kept)
+    directory, kept = digits_run.with_name("digits_ensemble"), digits_run.with_name("digits_members")
+    places = {name: digits_run.with_name(f"digits_{name}") for name in MEMBERS}
+
+    def make() -> None:
+        for name, place in places.items():
+            train("digits", place, data_dir, *MEMBERS[name])
+        command("mnist_flax.ensemble", digits_run, *places.values(), f"--workdir={directory}")
+        kept.mkdir()
+        for name, place in places.items():
+            shutil.move(place, kept / name)
+
+    once(kept, list(MEMBERS)[-1], make)
     return directory, [digits_run, *(kept / name for name in MEMBERS)]
