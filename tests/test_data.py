@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-import tiny_mnist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
@@ -13,8 +12,8 @@ from ml_collections import ConfigDict
 from configs import default
 from mnist_flax import data, prepare
 from mnist_flax.cli import UserError
-
-ROOT = os.path.dirname(os.path.dirname(__file__))
+from tests import tiny_mnist
+from tests.commands import environment
 
 
 def config_for(data_dir, /, **changes) -> ConfigDict:
@@ -168,13 +167,8 @@ def test_real_mnist_loads(mnist_data_dir):
 
 
 def run(program: str, *arguments) -> None:
-    path = os.pathsep.join([ROOT, os.path.join(ROOT, "tests")])
-    subprocess.run(
-        [sys.executable, "-W", "error", "-c", "import sys\n" + program, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": path},
-        check=True,
-        timeout=120,
-    )
+    line = [sys.executable, "-W", "error", "-c", "import sys\n" + program, *map(str, arguments)]
+    subprocess.run(line, env=environment(), check=True, timeout=120)
 
 
 def test_the_second_start_reads_the_copy_and_needs_neither_tfds_nor_jax(digits_data_dir):
@@ -293,7 +287,8 @@ def test_a_copy_that_could_not_be_written_whole_is_not_left(tiny, tiny_data_dir,
     (directory / ".mnist_flax" / "mnist.npz").unlink(missing_ok=True)
     run(
         """
-import resource, tiny_mnist
+import resource
+from tests import tiny_mnist
 tiny_mnist.install()
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 from mnist_flax import data
@@ -345,7 +340,7 @@ def test_a_stream_that_is_left_early_lets_the_process_end_in_silence(tiny, tiny_
     data.load(tiny())
     run(
         """
-import tiny_mnist
+from tests import tiny_mnist
 tiny_mnist.install()
 from mnist_flax import data
 from configs import default

@@ -13,13 +13,11 @@ import threading
 
 import numpy as np
 import pytest
-import tiny_mnist
 
 from mnist_flax import data, idx, prepare
 from mnist_flax.cli import UserError
-from tests.commands import command
-
-TESTS = os.path.dirname(__file__)
+from tests import tiny_mnist
+from tests.commands import ROOT, command
 
 
 @pytest.fixture
@@ -46,12 +44,11 @@ EXPECTED = {split: tiny_mnist.examples(split) for split in tiny_mnist.SIZES}
 
 def start(program: str, *arguments: str, env=None) -> subprocess.Popen:
     """Starts a Python process in which `mnist` is the tiny one and INFO is logged."""
-    setup = "import sys, tiny_mnist; tiny_mnist.install()\n"
+    setup = "import sys; from tests import tiny_mnist; tiny_mnist.install()\n"
     setup += "from absl import logging; logging.set_verbosity('info')\n"
-    path = os.pathsep.join([os.path.dirname(TESTS), TESTS])
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", setup + program, *map(str, arguments)],
-        env={**(env or os.environ), "PYTHONPATH": path},
+        env={**(env or os.environ), "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -181,7 +178,7 @@ def run():
     data._decoded("mnist", prepare.prepare("mnist", sys.argv[1], sys.argv[2]))
 
 def verify():
-    import test_prepare
+    from tests import test_prepare
     place = prepare.prepare("mnist", sys.argv[1], "/nowhere")
     assert test_prepare.holds(place) == test_prepare.EXPECTED
     decoded = data._decoded("mnist", place)
