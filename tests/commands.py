@@ -54,6 +54,13 @@ def command(module: str, *arguments: object, status: int | None = 0, devices: in
     return finish(start(module, *arguments, devices=devices, cwd=cwd), status)
 
 
+def refusal(module: str, *arguments: object) -> str:
+    """The one line in which a command refuses what it is given."""
+    error = command(module, *arguments, status=2).stderr
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    return error
+
+
 def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
     """Waits until `condition()` or until the process has ended."""
     deadline = time.monotonic() + seconds

@@ -9,7 +9,7 @@ from configs import classic
 from experiments import contenders, cores
 from mnist_flax import config as config_lib
 from mnist_flax import data, train
-from tests.commands import command
+from tests.commands import command, refusal
 
 COMMAND = "experiments.benchmark"
 
@@ -56,18 +56,16 @@ def test_project_and_plain_flax_run_in_turns(tmp_path, without_mnist, norm):
     ],
 )
 def test_mistakes_get_one_line(tmp_path, without_mnist, flag, message):
-    result = command(COMMAND, "--peers=flax", f"--out={tmp_path / 'out'}", flag, status=2)
-    assert message in result.stderr and not (tmp_path / "out").exists()
+    error = refusal(COMMAND, "--peers=flax", f"--out={tmp_path / 'out'}", flag)
+    assert message in error and not (tmp_path / "out").exists()
 
 
 def test_what_is_no_flag_gets_one_line():
-    error = command("experiments.bench_conv", "bfloat16", status=2).stderr
-    assert "'bfloat16' is no flag" in error and len(error.splitlines()) == 1
+    assert "'bfloat16' is no flag" in refusal("experiments.bench_conv", "bfloat16")
 
 
 def test_a_place_to_save_to_that_is_not_there_gets_one_line():
-    error = command("experiments.bench_saving", "--directory=nope/x", status=2).stderr
-    assert "--directory=nope/x is no directory" in error and len(error.splitlines()) == 1
+    assert "--directory=nope/x is no directory" in refusal("experiments.bench_saving", "--directory=nope/x")
 
 
 def test_a_missing_peer_names_the_extra(tmp_path, without_mnist, monkeypatch):

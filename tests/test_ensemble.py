@@ -9,7 +9,7 @@ from scipy.special import softmax
 
 from mnist_flax import data, ensemble, formats, run
 from mnist_flax.cli import UserError
-from tests.commands import command
+from tests.commands import command, refusal
 from tests.server import running
 
 
@@ -96,7 +96,7 @@ def test_evaluate_and_report_take_it_as_a_run(digits_ensemble, tmp_path):
     page = (directory / "report.html").read_text()
     assert "<h2>Members</h2>" in page and "digits_other" in page
     assert not (directory / "figures" / "learning_curves.png").exists()
-    assert "drop --checkpoint" in command("mnist_flax.evaluate", directory, "--checkpoint=best", status=2).stderr
+    assert "drop --checkpoint" in refusal("mnist_flax.evaluate", directory, "--checkpoint=best")
 
 
 def test_predict_and_serve_give_its_calibrated_probabilities(digits_ensemble, expected, splits, tmp_path):
@@ -146,10 +146,8 @@ def test_a_finished_one_is_shown_again_without_its_members(digits_ensemble):
     before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
     out = command("mnist_flax.ensemble", *reversed(paths), f"--workdir={directory}").stdout
     assert out.startswith(str(directory)) and "test_accuracy" in out
-    refused = command(
-        "mnist_flax.ensemble", *reversed(paths), f"--workdir={directory}", "--disjoint=1", status=2
-    ).stderr
-    assert "name them in that order" in refused and refused.count("\n") == 1
+    refused = refusal("mnist_flax.ensemble", *reversed(paths), f"--workdir={directory}", "--disjoint=1")
+    assert "name them in that order" in refused
     assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
 
 
@@ -194,11 +192,10 @@ def test_wrong_arguments_get_one_line(digits_ensemble, tmp_path):
         ([first, second, "--disjoint=2"], "needs 4 runs or more"),
         ([second, copy, f"--workdir={tmp_path / 'new'}"], "are the same network"),
     ):
-        error = command("mnist_flax.ensemble", *arguments, status=2).stderr
-        assert error.startswith("error: ") and error.count("\n") == 1 and message in error, error
+        assert message in refusal("mnist_flax.ensemble", *arguments)
     assert not (tmp_path / "new").exists()
     main = ("mnist_flax.main", "--config=configs/digits.py", f"--workdir={directory}")
-    assert "holds an ensemble" in command(*main, status=2).stderr
+    assert "holds an ensemble" in refusal(*main)
 
 
 @pytest.mark.parametrize("field", ["path", "seed", "test_accuracy"])

@@ -5,7 +5,7 @@ import pytest
 
 from mnist_flax import config as config_lib
 from mnist_flax import data, devices, loop, run
-from tests.commands import command, finish, start, wait_for
+from tests.commands import command, finish, refusal, start, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +22,10 @@ def directory(digits_data_dir, tmp_path_factory):
     return directory
 
 
-def export(*arguments, status: int = 0):
-    return command("mnist_flax.export", *arguments, status=status)
-
-
 def test_command_writes_a_file_and_says_how_good_it_is(directory, digits_data_dir):
     pytest.importorskip("jax2onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
-    out = export(directory, "--format=onnx").stdout
+    out = command("mnist_flax.export", directory, "--format=onnx").stdout
     assert [path.name for path in (directory / "export").iterdir()] == ["model.onnx"]
     path = directory / "export" / "model.onnx"
     assert f"written to {path} ({path.stat().st_size:,} bytes)" in out
@@ -49,7 +45,8 @@ def test_output_and_data_dir_can_be_elsewhere(directory, digits_data_dir, tmp_pa
     moved = tmp_path / "moved"
     moved.symlink_to(digits_data_dir)
     output = tmp_path / "new" / "directory"
-    export(directory, "--format=safetensors", f"--output={output}", f"--data_dir={moved}", "--checkpoint=best")
+    places = (f"--output={output}", f"--data_dir={moved}")
+    command("mnist_flax.export", directory, "--format=safetensors", *places, "--checkpoint=best")
     assert [path.name for path in output.iterdir()] == ["model.safetensors"]
 
 
@@ -65,21 +62,17 @@ def test_asked_to_stop_it_leaves_no_draft(directory, tmp_path):
     ("arguments", "message"),
     [
         (["--format=onnx"], "name one run directory"),
-        (["RUN"], "choose what to write: --format=stablehlo|onnx|onnx-int8|safetensors"),
-        (["RUN", "--format=tflite"], "tflite"),
-        (["NOWHERE", "--format=stablehlo"], "is no run directory"),
-        (["RUN", "--format=stablehlo", "--output=FILE"], "is a file: name a directory"),
-        (["RUN", "--format=stablehlo", "--output=FILE/below"], "cannot be written"),
-        (["RUN", "--format=stablehlo", "--output="], "--output= names nothing"),
-        (["RUN", "--format=stablehlo", "--ouput=x"], "ouput"),
+        (["{run}"], "choose what to write: --format=stablehlo|onnx|onnx-int8|safetensors"),
+        (["{run}", "--format=tflite"], "tflite"),
+        (["{nowhere}", "--format=stablehlo"], "is no run directory"),
+        (["{run}", "--format=stablehlo", "--output={file}"], "is a file: name a directory"),
+        (["{run}", "--format=stablehlo", "--output={file}/below"], "cannot be written"),
+        (["{run}", "--format=stablehlo", "--output="], "--output= names nothing"),
+        (["{run}", "--format=stablehlo", "--ouput=x"], "ouput"),
     ],
 )
 def test_wrong_inputs_get_one_line(arguments, message, directory, tmp_path):
     (tmp_path / "file").write_text("mine")
-    places = {"RUN": str(directory), "NOWHERE": str(tmp_path / "nowhere"), "FILE": str(tmp_path / "file")}
-    for name, place in places.items():
-        arguments = [argument.replace(name, place) for argument in arguments]
-    error = export(*arguments, status=2).stderr
-    assert error.startswith("error: ") and error.count("\n") == 1
-    assert message in error
+    places = {"run": directory, "nowhere": tmp_path / "nowhere", "file": tmp_path / "file"}
+    assert message in refusal("mnist_flax.export", *(argument.format(**places) for argument in arguments))
     assert (tmp_path / "file").read_text() == "mine"

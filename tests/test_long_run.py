@@ -1,6 +1,6 @@
 from experiments.faults.sabotage import FIELDS
 from mnist_flax import run
-from tests.commands import command
+from tests.commands import command, refusal
 
 
 def test_files_are_whole_while_a_run_writes_them_and_old_checkpoints_go(digits_data_dir, tmp_path):
@@ -20,10 +20,8 @@ def test_files_are_whole_while_a_run_writes_them_and_old_checkpoints_go(digits_d
 
 
 def test_what_training_refuses_is_told_once(tmp_path):
-    ended = command("experiments.long_run", f"--workdir={tmp_path}", "--", "--config.batch_size=0", status=2)
-    assert "out of range" in ended.stderr and len(ended.stderr.splitlines()) == 1
+    assert "out of range" in refusal("experiments.long_run", f"--workdir={tmp_path}", "--", "--config.batch_size=0")
 
 
 def test_a_workdir_that_names_no_directory_is_refused():
-    ended = command("experiments.long_run", "--workdir=", "--", "--config.batch_size=0", status=2)
-    assert "--workdir= names nothing" in ended.stderr
+    assert "--workdir= names nothing" in refusal("experiments.long_run", "--workdir=", "--", "--config.batch_size=0")

@@ -7,7 +7,7 @@ import pytest
 from experiments import members
 from mnist_flax import cli, data, devices, loop, photometric
 from mnist_flax.config import default_config
-from tests.commands import command
+from tests.commands import command, refusal
 
 SMALL = {
     "dataset": "digits",
@@ -178,7 +178,7 @@ def test_command_gives_the_same_on_any_number_of_devices(digits_data_dir, tmp_pa
         assert one["test_accuracy"] == pytest.approx(three["test_accuracy"], abs=0.003)
     accuracies = [member["test_accuracy"] for member in results[0]]
     assert f"{np.mean(accuracies):.3%}" in outs[0] and f"{np.std(accuracies, ddof=1):.3%}" in outs[0]
-    assert "seeds" in command("experiments.population", "--seeds=0", status=2).stderr
+    assert "seeds" in refusal("experiments.population", "--seeds=0")
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_training(tmp_path):
@@ -194,11 +194,10 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(tmp_path):
 
 @pytest.mark.parametrize("sizes", ["a", "2,-1", "0", "1.5", "65", "", "1" * 5_000])
 def test_sizes_of_the_benchmark_that_cannot_be_get_one_line(sizes):
-    ended = command("experiments.bench_population", "--methods=scaling", f"--sizes={sizes}", status=2)
-    assert "must be a whole number" in ended.stderr and len(ended.stderr.splitlines()) == 1
+    assert "must be a whole number" in refusal("experiments.bench_population", "--methods=scaling", f"--sizes={sizes}")
 
 
 @pytest.mark.parametrize("methods", ["", "scaling,caffe"])
 def test_methods_of_the_benchmark_that_are_none_get_one_line(methods):
-    ended = command("experiments.bench_population", f"--methods={methods}", status=2)
-    assert f"--methods={methods} must be some of population," in ended.stderr and len(ended.stderr.splitlines()) == 1
+    error = refusal("experiments.bench_population", f"--methods={methods}")
+    assert f"--methods={methods} must be some of population," in error

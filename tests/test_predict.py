@@ -10,7 +10,7 @@ from PIL import Image
 
 from mnist_flax import data, run
 from tests import forms
-from tests.commands import ROOT, command, environment, start
+from tests.commands import ROOT, command, environment, refusal, start
 
 
 def predict(*arguments, status: int = 0):
@@ -117,7 +117,7 @@ def test_calibration_is_kept_and_made_anew_for_other_parameters(digits_run, fold
     predict(digits_run, folder / "7.png")
     assert json.loads(path.read_text()) == kept
     path.write_text("{")
-    assert "calibration.json is damaged: delete it" in predict(digits_run, folder / "7.png", status=2).stderr
+    assert "calibration.json is damaged: delete it" in refusal("mnist_flax.predict", digits_run, folder / "7.png")
     path.unlink()
     predict(digits_run, folder / "7.png")
     assert json.loads(path.read_text()) == kept
@@ -189,25 +189,21 @@ def test_annotated_copies_are_written_anew_and_through_no_link(digits_run, folde
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["RUN"], "name a run directory and images"),
-        (["RUN", ""], "an argument is empty"),
-        (["RUN", "x.png", "--annotate="], "--annotate= names nothing"),
-        (["NOWHERE", "x.png"], "is no run directory"),
-        (["RUN", "x.png", "--layout=book"], "layout"),
-        (["RUN", "x.png", "--threshold=2"], "threshold"),
-        (["RUN", "x.png", "--threshold=nan"], "--threshold=nan"),
-        (["RUN", "x.png", "--annotate=FILE"], "cannot be made"),
-        (["RUN", "x.png", "--anotate=FILE"], "anotate"),
+        (["{run}"], "name a run directory and images"),
+        (["{run}", ""], "an argument is empty"),
+        (["{run}", "x.png", "--annotate="], "--annotate= names nothing"),
+        (["{nowhere}", "x.png"], "is no run directory"),
+        (["{run}", "x.png", "--layout=book"], "layout"),
+        (["{run}", "x.png", "--threshold=2"], "threshold"),
+        (["{run}", "x.png", "--threshold=nan"], "--threshold=nan"),
+        (["{run}", "x.png", "--annotate={file}"], "cannot be made"),
+        (["{run}", "x.png", "--anotate={file}"], "anotate"),
     ],
 )
 def test_wrong_inputs_get_one_line(arguments, message, digits_run, tmp_path):
     (tmp_path / "file").write_text("mine")
-    places = {"RUN": str(digits_run), "NOWHERE": str(tmp_path / "nowhere"), "FILE": str(tmp_path / "file")}
-    for name, place in places.items():
-        arguments = [argument.replace(name, place) for argument in arguments]
-    error = predict(*arguments, status=2).stderr
-    assert error.startswith("error: ") and error.count("\n") == 1, error
-    assert message in error
+    places = {"run": digits_run, "nowhere": tmp_path / "nowhere", "file": tmp_path / "file"}
+    assert message in refusal("mnist_flax.predict", *(argument.format(**places) for argument in arguments))
 
 
 def test_missing_packages_get_one_line(digits_run):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mnist_flax import progress, report, run
 from mnist_flax.cli import UserError
-from tests.commands import command
+from tests.commands import command, refusal
 
 NASTY = "<script>alert('x')</script>&amp;\"<img src=//evil.example/x>"
 FIGURES = {"learning_curves", "confusion_matrix", "filters", "mistakes", "reliability"}
@@ -206,8 +206,7 @@ def test_missing_or_binary_files_are_refused(tmp_path):
 def test_command_refuses_what_is_no_finished_run(tmp_path):
     make_run(tmp_path / "run")
     for arguments in ([], ["a", "b"], [tmp_path / "missing"], [tmp_path], [tmp_path / "run"]):
-        error = command("mnist_flax.report", *arguments, status=2).stderr
-        assert error.startswith("error: ") and error.count("\n") == 1, error
+        refusal("mnist_flax.report", *arguments)
 
 
 def test_command_draws_a_finished_run_again(tmp_path, digits_data_dir):
@@ -229,4 +228,4 @@ def test_command_draws_a_finished_run_again(tmp_path, digits_data_dir):
     assert f"{100 * summary['test_accuracy']:.2f} % right on the digits test set" in page.text
 
     (workdir / "summary.json").unlink()
-    assert "is not finished" in command("mnist_flax.report", workdir, status=2).stderr
+    assert "is not finished" in refusal("mnist_flax.report", workdir)

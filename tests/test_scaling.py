@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from tests.commands import command, finish, start
+from tests.commands import command, finish, refusal, start
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +37,11 @@ def test_what_was_measured_of_one_recipe_is_not_taken_for_another(tmp_path, swee
 
 @pytest.mark.parametrize("sweeps", ["", "batch,size"])
 def test_a_sweep_that_is_unknown_gets_one_line(tmp_path, sweeps):
-    ended = command("experiments.scaling", f"--sweeps={sweeps}", f"--out={tmp_path / 'out'}", status=2)
-    assert "must be some of examples,epochs,batch" in ended.stderr and len(ended.stderr.splitlines()) == 1
+    error = refusal("experiments.scaling", f"--sweeps={sweeps}", f"--out={tmp_path / 'out'}")
+    assert "must be some of examples,epochs,batch" in error
     assert not (tmp_path / "out").exists()
 
 
 @needs_linux
 def test_what_training_refuses_is_told_once(tmp_path):
-    ended = command("experiments.scaling", "--recipe=no.py", f"--out={tmp_path}", status=2)
-    assert "no.py is no file" in ended.stderr and len(ended.stderr.splitlines()) == 1
+    assert "no.py is no file" in refusal("experiments.scaling", "--recipe=no.py", f"--out={tmp_path}")

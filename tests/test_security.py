@@ -17,7 +17,7 @@ from experiments import confirm, directory, space, study_figures
 from experiments import report as study_report
 from mnist_flax import metrics, prepare, report, run
 from mnist_flax.config import default_config
-from tests.commands import ROOT, command, environment
+from tests.commands import ROOT, command, environment, refusal
 
 # In the words of pickle's protocol 0: touch the file that the process was told of.
 PAYLOAD = b"cos\nsystem\n(S'touch \"$MARKER\"'\ntR."
@@ -256,7 +256,7 @@ def test_the_config_that_a_study_writes_holds_no_code_of_its_name(tmp_path):
     place = tmp_path / 'p"""\nraise SystemExit'
     place.mkdir()
     path = confirm.write_winner(place, study, default_config())
-    out = command("mnist_flax.main", f"--config={path}", "--config.seed=-1", status=2).stderr
+    out = refusal("mnist_flax.main", f"--config={path}", "--config.seed=-1")
     assert "seed" in out  # the file was run, and is a config
     assert not (tmp_path / "executed").exists()
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from mnist_flax import api, data, mistakes, recogniser, run
 from tests import forms, strokes
-from tests.commands import ROOT, command, finish
+from tests.commands import ROOT, command, finish, refusal
 from tests.server import Server, launch, running
 
 SEVEN = {"strokes": [[[0.3, 0.3], [0.7, 0.3], [0.5, 0.8]]]}
@@ -371,23 +371,19 @@ def test_it_answers_to_the_address_that_it_prints_and_to_no_stranger(host, reach
     ("arguments", "message"),
     [
         ([], "name one run directory"),
-        (["NOWHERE"], "is no run directory"),
-        (["RUN", "--port=70000"], "port"),
-        (["RUN", "--port=TAKEN"], "cannot listen at 127.0.0.1, port"),
-        (["RUN", "--host=192.0.2.1"], "cannot listen at 192.0.2.1"),
-        (["RUN", "--host=no.such.host.invalid"], "cannot listen at no.such.host.invalid"),
-        (["RUN", "--host=a..b"], "cannot listen at a..b"),
-        (["RUN", "--max_megabytes=0"], "max_megabytes"),
-        (["RUN", "--pot=1"], "pot"),
+        (["{nowhere}"], "is no run directory"),
+        (["{run}", "--port=70000"], "port"),
+        (["{run}", "--port={taken}"], "cannot listen at 127.0.0.1, port"),
+        (["{run}", "--host=192.0.2.1"], "cannot listen at 192.0.2.1"),
+        (["{run}", "--host=no.such.host.invalid"], "cannot listen at no.such.host.invalid"),
+        (["{run}", "--host=a..b"], "cannot listen at a..b"),
+        (["{run}", "--max_megabytes=0"], "max_megabytes"),
+        (["{run}", "--pot=1"], "pot"),
     ],
 )
 def test_wrong_inputs_get_one_line(arguments, message, digits_run, server, tmp_path):
-    places = {"RUN": str(digits_run), "NOWHERE": str(tmp_path / "nowhere"), "TAKEN": str(server.port)}
-    for name, place in places.items():
-        arguments = [argument.replace(name, place) for argument in arguments]
-    error = command("mnist_flax.serve", *arguments, status=2).stderr
-    assert error.startswith("error: ") and error.count("\n") == 1, error
-    assert message in error
+    places = {"run": digits_run, "nowhere": tmp_path / "nowhere", "taken": server.port}
+    assert message in refusal("mnist_flax.serve", *(argument.format(**places) for argument in arguments))
 
 
 def test_missing_packages_get_one_line(digits_run):

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from experiments import directory, report, space, storage, study_figures, worker
 from experiments.study_figures import Axis, Trial
 from mnist_flax.config import default_config
-from tests.commands import command
+from tests.commands import command, refusal
 
 RATE = "optimizer.learning_rate"
 SPACE = {
@@ -204,7 +204,7 @@ def test_a_sweep_of_seeds_alone_has_a_report(seeds, tmp_path):
 def test_a_study_without_a_result_is_refused(tmp_path):
     definition = space.Definition(default_config(), SPACE, [], space.Plan())
     record = directory.prepare(tmp_path / "new", definition, None)
-    assert "no study" in command("experiments.report", tmp_path / "new", status=2).stderr
+    assert "no study" in refusal("experiments.report", tmp_path / "new")
     worker.join(record.name, definition, storage.connect(record.storage, heartbeat=60), tmp_path / "new")
-    assert "no complete trial" in command("experiments.report", tmp_path / "new", status=2).stderr
-    assert "no study directory" in command("experiments.report", tmp_path, status=2).stderr
+    assert "no complete trial" in refusal("experiments.report", tmp_path / "new")
+    assert "no study directory" in refusal("experiments.report", tmp_path)

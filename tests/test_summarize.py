@@ -9,7 +9,7 @@ from scipy import stats
 from experiments.summarize import mean_interval
 from mnist_flax import run
 from mnist_flax.config import default_config
-from tests.commands import command, finish, start
+from tests.commands import command, finish, refusal, start
 
 
 @given(values=st.lists(st.floats(0.9, 1.0), min_size=2, max_size=20))
@@ -51,13 +51,12 @@ def test_numbers_are_those_of_each_column(tmp_path):
 def test_command_refuses_what_cannot_be_averaged(tmp_path):
     first = finished(tmp_path / "a", 0, 0.9)
     for name, recipe in (("b", {"dataset": "digits"}), ("c", {"optimizer.learning_rate": 0.1, "num_epochs": 1})):
-        error = command("experiments.summarize", first, finished(tmp_path / name, 1, 0.9, recipe), status=2).stderr
-        assert all(f"{key}: " in error for key in recipe) and "seed:" not in error and len(error.splitlines()) == 1
-    again = command("experiments.summarize", first, f"{first}/", status=2).stderr
-    assert "named more than once" in again
+        error = refusal("experiments.summarize", first, finished(tmp_path / name, 1, 0.9, recipe))
+        assert all(f"{key}: " in error for key in recipe) and "seed:" not in error
+    assert "named more than once" in refusal("experiments.summarize", first, f"{first}/")
     (first / "summary.json").unlink()
-    assert "not finished" in command("experiments.summarize", first, status=2).stderr
-    assert "no run directory" in command("experiments.summarize", tmp_path, status=2).stderr
+    assert "not finished" in refusal("experiments.summarize", first)
+    assert "no run directory" in refusal("experiments.summarize", tmp_path)
 
 
 def test_no_number_is_cut_at_80_columns(tmp_path):

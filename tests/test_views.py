@@ -9,7 +9,7 @@ from scipy import ndimage
 from mnist_flax import augment, data, run, views
 from mnist_flax.cli import UserError
 from mnist_flax.metrics import evaluate_logits
-from tests.commands import command
+from tests.commands import command, refusal
 
 COUNT = 5
 
@@ -87,9 +87,8 @@ def test_an_ensemble_looks_again_too(digits_ensemble, tmp_path):
 
 
 def test_mistakes(digits_run, trained, network):
-    assert "--views" in command("mnist_flax.evaluate", digits_run, "--views=0", status=2).stderr
-    refused = command("mnist_flax.evaluate", digits_run, "--views=4", "--corruptions", status=2).stderr
-    assert "leave out --views" in refused
+    assert "--views" in refusal("mnist_flax.evaluate", digits_run, "--views=0")
+    assert "leave out --views" in refusal("mnist_flax.evaluate", digits_run, "--views=4", "--corruptions")
     config = trained.config.copy_and_resolve_references()
     for kind in ("rotation", "shift", "zoom", "shear"):
         config.augment[kind] = 0.0
