@@ -14,6 +14,8 @@ from tests.commands import finish, refusal, start
         ("torch", ("experiments.bench_population", "--methods=torch"), "peers"),
         ("torch", ("experiments.speedrun_peer", "0"), "peers"),
         ("atheris", ("experiments.fuzz", "--targets=idx"), "fuzz"),
+        ("skimage.filters", ("mnist_flax.predict", "runs/digits", "x.png"), "predict"),
+        ("uvicorn", ("mnist_flax.serve", "runs/digits"), "serve"),
     ],
 )
 def test_without_a_package_one_line_says_what_to_install(package, arguments, extra):

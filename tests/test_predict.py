@@ -204,16 +204,3 @@ def test_wrong_inputs_get_one_line(arguments, message, digits_run, tmp_path):
     (tmp_path / "file").write_text("mine")
     places = {"run": digits_run, "nowhere": tmp_path / "nowhere", "file": tmp_path / "file"}
     assert message in refusal("mnist_flax.predict", *(argument.format(**places) for argument in arguments))
-
-
-def test_missing_packages_get_one_line(digits_run):
-    script = (
-        "import runpy, sys; sys.modules['skimage.filters'] = None; "  # as Python marks what cannot be imported
-        f"sys.argv = ['predict', {str(digits_run)!r}, 'x.png']; "
-        "runpy.run_module('mnist_flax.predict', run_name='__main__')"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 2
-    assert (
-        done.stderr.endswith("is not installed: pip install 'mnist_flax[predict]'\n") and done.stderr.count("\n") == 1
-    )
