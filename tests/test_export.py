@@ -1,25 +1,17 @@
+import shutil
 import signal
 
 import numpy as np
 import pytest
 
-from mnist_flax import config as config_lib
-from mnist_flax import data, devices, loop, run
+from mnist_flax import data, run
 from tests.commands import command, finish, refusal, start, wait_for
 
 
 @pytest.fixture(scope="module")
-def directory(digits_data_dir, tmp_path_factory):
-    """The run directory of a small network that has learned a little."""
-    config = config_lib.default_config()
-    config.dataset, config.data_dir = "digits", str(digits_data_dir)
-    config.validation_examples, config.batch_size, config.num_epochs, config.eval_batch_size = 100, 32, 2, 100
-    config.model.update({"channels": (4,), "pool_sizes": (4,), "dense": ()})
-    config.augment.update({"rotation": 0.0, "shift": 0.0, "zoom": 0.0, "shear": 0.0})
-    directory, mesh = tmp_path_factory.mktemp("run"), devices.make_mesh()
-    run.write_config(directory, config, devices.describe(mesh))
-    loop.fit(config, data.load(config), 10, directory, mesh, lambda: False)
-    return directory
+def directory(digits_run, tmp_path_factory):
+    """A run directory of its own, since files are exported into it."""
+    return shutil.copytree(digits_run, tmp_path_factory.mktemp("export") / "run")
 
 
 def test_command_writes_a_file_and_says_how_good_it_is(directory, digits_data_dir):
