@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from tests.server import Server, running
+from tests.test_fuzz import dots
+from tests.test_images import chunk
 from tests.test_serve import png
 
 # The real command, less patient, so that the tests need not be.
@@ -173,10 +175,6 @@ def text_bomb(key: str) -> bytes:
     return f'{{"{key}": [{inner}]}}'.encode()
 
 
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
 def bare_png(width: int, height: int, *chunks: bytes) -> bytes:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     return (
@@ -186,15 +184,6 @@ def bare_png(width: int, height: int, *chunks: bytes) -> bytes:
         + chunk(b"IDAT", zlib.compress(bytes(100)))
         + chunk(b"IEND", b"")
     )
-
-
-def dots(side: int, pitch: int = 10, size: int = 7) -> bytes:
-    """A picture of nothing but marks as large as the smallest digits."""
-    levels = np.full((side, side), 255, np.uint8)
-    for i in range(size):
-        for j in range(size):
-            levels[i::pitch, j::pitch] = 0
-    return png(levels)
 
 
 ZEROS = zlib.compress(bytes(50_000_000), 9)
@@ -211,7 +200,7 @@ BOMBS = {
     "a picture of zeros": (png(np.zeros((4_000, 2_000), np.uint8)), "image/png", 413),
     "compressed text": (bare_png(9, 9, *[chunk(b"zTXt", b"k\0\0" + ZEROS)] * 5), "image/png", 400),
     "compressed profile": (bare_png(9, 9, chunk(b"iCCP", b"k\0\0" + ZEROS)), "image/png", 400),
-    "nothing but marks": (dots(500), "image/png", 400),
+    "nothing but marks": (png(np.uint8(255 * dots(500))), "image/png", 400),
 }
 
 

@@ -11,13 +11,9 @@ from hypothesis import strategies as st
 from experiments import directory, space, storage, worker
 from mnist_flax.config import default_config
 from tests.commands import command
+from tests.test_study import open_study
 
 DEFINITION = space.Definition(default_config(), {"seed": space.integer(0, 9)}, [], space.Plan())
-
-
-def open_study(place):
-    record = directory.read(place)
-    return directory.open_study(record, storage.connect(record.storage, heartbeat=60))
 
 
 @pytest.fixture

@@ -9,15 +9,12 @@ from optuna.trial import TrialState
 from experiments import directory, report, space, storage, study_figures, worker
 from experiments.study_figures import Axis, Trial
 from mnist_flax.config import default_config
+from tests import test_space
 from tests.commands import command, refusal
+from tests.test_space import RATE
+from tests.test_study import open_study
 
-RATE = "optimizer.learning_rate"
-SPACE = {
-    "optimizer.name": space.choice("adam", "sgd"),
-    RATE: space.log_uniform(1e-4, 1e-1),
-    "optimizer.momentum": space.uniform(0.5, 0.99).when("optimizer.name", "sgd"),
-    "num_epochs": space.integer(1, 4),
-}
+SPACE = {key: test_space.SPACE[key] for key in ("optimizer.name", RATE, "optimizer.momentum", "num_epochs")}
 
 
 def value_of(params):
@@ -88,9 +85,7 @@ def test_page_tells_what_happened_and_needs_no_other_file(page, place):
 
 
 def test_importance_finds_the_range_that_matters(place):
-    record = directory.read(place)
-    study = directory.open_study(record, storage.connect(record.storage, heartbeat=60))
-    found = report.importances(study, forests=3)
+    found = report.importances(open_study(place), forests=3)
     assert next(iter(found)) == RATE and found[RATE][0] > 0.7
     assert "optimizer.momentum" not in found  # not all trials have it
 
