@@ -73,7 +73,7 @@ def edge_warnings(best: Trial, axes_of: Sequence[Axis]) -> list[str]:
         share = axis.share(best.params[axis.key])
         if share <= EDGE or share >= 1 - EDGE:
             end = "lower" if share <= EDGE else "upper"
-            value = study_figures._number(best.params[axis.key])
+            value = study_figures.number(best.params[axis.key])
             found.append(f"The best trial lies at the {end} end of the range of {axis.key} ({value}): widen it there.")
     return found
 
@@ -174,7 +174,7 @@ def page(
         (
             str(trial.number),
             shown_value(plan.objective, trial.value),
-            *(study_figures._number(trial.params[key]) if key in trial.params else "" for key in keys),
+            *(study_figures.number(trial.params[key]) if key in trial.params else "" for key in keys),
         )
         for trial in complete[:10]
     ]
@@ -214,7 +214,7 @@ def _span(scale: Mapping[str, Any]) -> str:
         span = f"{scale['low']:g} to {scale['high']:g}"
     else:
         values = scale["values"]
-        listed = ", ".join(study_figures._number(value) for value in values)
+        listed = ", ".join(study_figures.number(value) for value in values)
         numbers = all(isinstance(value, int | float) for value in values)
         many = numbers and len(values) > 2 * study_figures.FEW
         span = f"{len(values)} values from {min(values):.3g} to {max(values):.3g}" if many else listed

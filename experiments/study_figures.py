@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from experiments import space
 from mnist_flax.figures import BLUE, GREY, VERMILION, styled
 
 if TYPE_CHECKING:
@@ -62,8 +63,7 @@ def make_axis(key: str, dimension: Mapping[str, Any]) -> Axis:
         values = sorted(values)
         if len(values) > FEW:
             return Axis(key, values[0], values[-1], values[0] > 0 and values[-1] / values[0] > 20, ())
-    labels = tuple(v if isinstance(v, bool | int | float | str) else str(v) for v in values)
-    return Axis(key, 0.0, max(len(labels) - 1.0, 0.0), False, labels)
+    return Axis(key, 0.0, max(len(values) - 1.0, 0.0), False, tuple(map(space.label, values)))
 
 
 def short(key: str) -> str:
@@ -74,15 +74,15 @@ def _set_x(axes: Axes, axis: Axis) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     if axis.ticks:
-        axes.set_xticks(range(len(axis.ticks)), [_number(tick) for tick in axis.ticks])
+        axes.set_xticks(range(len(axis.ticks)), [number(tick) for tick in axis.ticks])
         axes.set_xlim(-0.5, len(axis.ticks) - 0.5)
-        if len("".join(map(_number, axis.ticks))) > 36:
+        if len("".join(map(number, axis.ticks))) > 36:
             axes.tick_params("x", rotation=30)
     elif axis.log:
         axes.set_xscale("log")
         if axis.high < 100 * axis.low:  # where powers of ten are few, matplotlib would write 2 x 10^1 and its like
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: _number(v)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: number(v)))
             axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlim(axis.low / 1.25, axis.high * 1.25)
     else:
@@ -94,7 +94,7 @@ def _set_x(axes: Axes, axis: Axis) -> None:
     axes.set_xlabel(short(axis.key))
 
 
-def _number(value: Any) -> str:
+def number(value: Any) -> str:
     return f"{value:,g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
@@ -213,7 +213,7 @@ def figure_parallel(trials: Sequence[Trial], axes_of: Sequence[Axis], objective:
         axes.axvline(i, color=GREY, linewidth=1)
         marks = [(axis.share(tick), tick) for tick in axis.ticks] or [(0.0, axis.low), (1.0, axis.high)]
         for share, mark in marks:
-            axes.annotate(_number(mark), (i, share), (4, 0), textcoords="offset points", size=8.5, color="#222222")
+            axes.annotate(number(mark), (i, share), (4, 0), textcoords="offset points", size=8.5, color="#222222")
     axes.axvline(len(axes_of), color=GREY, linewidth=1)
     for share, text in ((0.0, "best"), (1.0, "worst")):
         axes.annotate(text, (len(axes_of), share), (4, 0), textcoords="offset points", size=8.5)
@@ -308,7 +308,7 @@ def figure_scientific(trials: Sequence[Trial], key: Axis, others: Sequence[Axis]
         panels[0].plot([place - 0.25, place + 0.25], [lowest] * 2, color=colour, linewidth=2.5)
         for axes, other in zip(panels[1:], others, strict=False):
             there = [t for t in mine if other.key in t.params]
-            style = {"color": colour, "marker": marker, "label": _number(value)}
+            style = {"color": colour, "marker": marker, "label": number(value)}
             if other.ticks:
                 apart = [a for a in others if a.ticks and a is not other]
                 usual = {a.key: _most_frequent([t.params.get(a.key) for t in complete]) for a in apart}
