@@ -43,21 +43,18 @@ def read_trials(study: optuna.Study, objective: str) -> list[Trial]:
     """The trials of a study that ran, to their end or not."""
     from optuna.trial import TrialState
 
-    from experiments import worker
-
     trials: list[Trial] = []
-    for trial in worker.live(study.get_trials(deepcopy=False)):
-        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
-            last = next(reversed(trial.intermediate_values.values()), math.inf)
-            value = last if trial.value is None else trial.value
-            made = partial(Trial, trial.number, trial.params, curve=trial.user_attrs.get("curve", []))
-            if trial.state == TrialState.COMPLETE:
-                trials.append(made(outcome="complete", value=value))
-            elif "diverged_at_step" in trial.user_attrs:
-                trials.append(made(outcome="diverged", value=math.inf))
-            else:
-                # Epochs to a target are not known before the end; a stopped trial was compared by its error.
-                trials.append(made(outcome="stopped", value=math.inf if objective == "epochs_to_target" else value))
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+        last = next(reversed(trial.intermediate_values.values()), math.inf)
+        value = last if trial.value is None else trial.value
+        made = partial(Trial, trial.number, trial.params, curve=trial.user_attrs.get("curve", []))
+        if trial.state == TrialState.COMPLETE:
+            trials.append(made(outcome="complete", value=value))
+        elif "diverged_at_step" in trial.user_attrs:
+            trials.append(made(outcome="diverged", value=math.inf))
+        else:
+            # Epochs to a target are not known before the end; a stopped trial was compared by its error.
+            trials.append(made(outcome="stopped", value=math.inf if objective == "epochs_to_target" else value))
     return trials
 
 
