@@ -1,6 +1,6 @@
 # make train   create .venv, install, train on the embedded digits (CONFIG= and ARGS= choose otherwise)
 # make test    create .venv, install what tests need, run them
-# make lint    the same, and check style and types
+# make lint    create .venv, install what tests need, check style and types
 
 PYTHON ?= python3
 CONFIG ?= configs/digits.py
