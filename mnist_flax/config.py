@@ -165,20 +165,20 @@ def _try_recipe(name: str) -> None:
     """
     path, _, argument = name.partition(":")
     if not Path(path).is_file():
-        raise UserError(f"--config={path} is no file: name a recipe, such as configs/default.py")
+        raise UserError(f"{path or 'an empty name'} is no file: name a recipe, such as configs/default.py")
     try:
         get_config = runpy.run_path(path).get("get_config")
         if get_config is None:
-            raise UserError(f"--config={path} has no function get_config(): see configs/default.py")
+            raise UserError(f"{path} has no function get_config(): see configs/default.py")
         if (get_config(argument) if argument else get_config()) is None:
-            raise UserError(f"--config={path}: get_config() returns nothing: end it with `return config`")
+            raise UserError(f"{path}: get_config() returns nothing: end it with `return config`")
     except UserError:
         raise
     except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
         where = f", line {line}" if line else ""
-        raise UserError(f"--config={path}{where}: {type(error).__name__}: {cli.reason(error)}") from error
+        raise UserError(f"{path}{where}: {type(error).__name__}: {cli.reason(error)}") from error
 
 
 def _find_recipe(argument: str) -> str:

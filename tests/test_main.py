@@ -262,7 +262,7 @@ def test_a_fault_in_a_recipe_is_named_with_its_line(recipe, found, tmp_path):
     path.write_bytes(recipe if isinstance(recipe, bytes) else recipe.encode())
     for arguments in ([f"--config={path}"], ["--config", path, "--config.seed=1"]):
         error = refusal("mnist_flax.main", *arguments)
-        assert error.startswith(f"error: --config={path}{found}")
+        assert error.startswith(f"error: {path}{found}")
 
 
 def test_the_recipe_in_the_readme_is_one(tmp_path):

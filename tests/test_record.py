@@ -112,7 +112,7 @@ def test_parts_of_runs_count_for_the_time_left_and_for_no_run(capsys):
     [
         (["--ensemble=9"], "--seeds=9"),
         (["--workdir="], "names nothing"),
-        (["--recipe=configs/no.py"], "configs/no.py is no file"),
+        (["--recipe=configs/no.py"], "error: configs/no.py is no file"),
         (["--seeds=1"], "seeds"),
         (["oops"], "'oops' is no flag"),
         (["--recipe=configs/default.py"], "two recipes of different names"),
