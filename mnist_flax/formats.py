@@ -300,9 +300,10 @@ def export(trained: Run, splits, name: str, directory: Path) -> Export:
     """Writes a run in the format `name` into `directory`, once it has proved itself on the test split of `splits`.
 
     Raises:
-      UserError: the directory cannot be written.
+      UserError: a package is missing, or the directory cannot be written.
       RunError: the file does not reproduce the Flax model; nothing is left behind.
     """
+    check_packages(name)
     kind = FORMATS[name]
     try:
         directory.mkdir(parents=True, exist_ok=True)
