@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -74,13 +75,14 @@ class Checkpoints:
     def save(self, step: int, state: Any, extra: dict, accuracy: float | None) -> None:
         """Starts saving in the background, after the save before it has ended.
 
-        `accuracy` on validation data, if there is one, ranks the checkpoint.
+        `accuracy` on validation data ranks the checkpoint; NaN ranks last, and None not at all.
 
         Raises:
           RunError: the save before this one failed (a full disk, say).
         """
         self.wait()
         if accuracy is not None:
+            accuracy = -1.0 if math.isnan(accuracy) else accuracy
             self._scores[step] = accuracy
         response = self._orbax.save_async(
             step,

@@ -47,6 +47,12 @@ def test_latest_and_best_are_kept(tmp_path):
     assert equal(last, state(5))
 
 
+def test_nan_never_becomes_best_and_never_evicts_it(tmp_path):
+    save(tmp_path, [0.5, float("nan"), 0.1, float("nan")], keep=1)
+    assert steps(tmp_path) == [1, 4]
+    assert equal(checkpoint.load(tmp_path, "best", ABSTRACT)[0], state(1))
+
+
 def test_checkpoints_without_a_score_do_not_pile_up(tmp_path):
     save(tmp_path, [0.5, None, None, None], keep=1)
     assert steps(tmp_path) == [1, 4]
