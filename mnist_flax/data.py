@@ -112,13 +112,13 @@ def load(config: ConfigDict) -> Splits:
 def stratified(labels: Int32[np.ndarray, " n"], count: int) -> Int32[np.ndarray, " count"]:
     """Chooses `count` positions, ascending, with the classes in proportion (largest remainders)."""
     classes, sizes = np.unique(labels, return_counts=True)
-    quotas = sizes * count / len(labels)
+    quotas = sizes * count / max(len(labels), 1)
     counts = quotas.astype(int)
     largest = np.argsort(counts - quotas, kind="stable")
     counts[largest[: count - counts.sum()]] += 1
     shuffled = _permutation(len(labels), SPLIT_KEY, 0)
     chosen = [shuffled[labels[shuffled] == label][:n] for label, n in zip(classes, counts, strict=True)]
-    return np.sort(np.concatenate(chosen))
+    return np.sort(np.concatenate([*chosen, np.zeros(0, np.int32)])).astype(np.int32)
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int, batch_size: int) -> Int32[np.ndarray, "steps batch"]:
@@ -147,7 +147,7 @@ def stream(
     """Reads the batches of the steps from `start_step` to the end of the run, from disk, ahead of their use.
 
     Grain reads and decodes in threads. With several processes each reads its own columns of every batch:
-    contiguous, in the order of `process_index`. Their number must divide the batch (`devices.check_batch`).
+    contiguous, in the order of `process_index`.
 
     Args:
       config: `seed`, `num_epochs`, `batch_size`, `dataset`, `data_dir`, `archive_dir`.
@@ -159,10 +159,12 @@ def stream(
       uint8 images [steps, local batch, 28, 28] and int32 labels [steps, local batch].
 
     Raises:
-      UserError: the dataset cannot be prepared.
+      UserError: the batch does not divide among the processes, or the dataset cannot be prepared.
     """
     import grain
 
+    if config.batch_size % process_count:
+        raise UserError(f"batch_size={config.batch_size} does not divide among {process_count} processes")
     local_batch = config.batch_size // process_count
     columns = slice(process_index * local_batch, (process_index + 1) * local_batch)
     steps_per_epoch = len(train_indices) // config.batch_size

@@ -336,6 +336,12 @@ def test_processes_read_their_own_columns(tiny):
         np.testing.assert_array_equal(labels, np.concatenate([share[1] for share in shares], axis=1))
 
 
+def test_a_batch_that_does_not_divide_is_refused_at_once(tiny):
+    config = tiny()
+    with pytest.raises(UserError, match="batch_size=16 does not divide among 3 processes"):
+        data.stream(config, np.arange(100, dtype=np.int32), 0, 4, process_index=0, process_count=3)
+
+
 def test_a_stream_that_is_left_early_lets_the_process_end_in_silence(tiny, tiny_data_dir):
     data.load(tiny())
     run(
