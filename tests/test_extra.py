@@ -24,7 +24,8 @@ def test_without_a_package_one_line_says_what_to_install(package, arguments, ext
         f"sys.argv = ['it', *{arguments[1:]}]; runpy.run_module({arguments[0]!r}, run_name='__main__')"
     )
     error = finish(start(code, option="-c"), 2).stderr
-    assert f"pip install 'mnist_flax[{extra}]'" in error and len(error.splitlines()) == 1
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    assert error.endswith(f": pip install 'mnist_flax[{extra}]'\n") and package in error.lower()
 
 
 @pytest.mark.parametrize("arguments", [["one"], ["0", "1"], ["1.5"], ["1" * 5_000]], ids=lambda words: words[0][:3])

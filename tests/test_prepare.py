@@ -198,7 +198,9 @@ for _ in range(3):  # the shortest: the machine may be busy just now, and kills 
     shutil.rmtree(dataset)
     shutil.rmtree(os.path.join(sys.argv[1], ".mnist_flax"))
 generator, unfinished = random.Random(0), 0
-for trial in range(24):
+for trial in range(96):
+    if trial >= 24 and unfinished > 6:  # more, where the machine has become faster than it was measured
+        break
     pid = fork(run)
     time.sleep(generator.uniform(0, 1.1 * min(durations)))
     os.kill(pid, signal.SIGKILL)
@@ -218,7 +220,7 @@ print(unfinished)
     process = start(program, tmp_path / "data", archives)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert int(output) > 0  # kills did land in preparation
+    assert int(output) > 6  # the kills did land in preparation
 
 
 def test_two_processes_at_once_prepare_once(archives, tmp_path):

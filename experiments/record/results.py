@@ -50,7 +50,7 @@ def write(place: Path, recipe: Sequence[Training], reference: Sequence[Training]
         found["views"] = views
         found["views_accuracy"] = spread((viewed.argmax(-1) == labels).mean(1))
         found["views_ensemble_accuracy"] = spread(metrics.ensemble_accuracies(viewed, labels, size))
-    summaries = [run.read_summary(training.directory) or {} for training in recipe]  # `runs.complete` saw to them
+    summaries = [_summary(training) for training in recipe]
     found["train_minutes"] = [summary["train_seconds"] / 60 for summary in summaries]
     found |= {"device": summaries[0]["device"], "dataset": summaries[0]["dataset"], "test_examples": len(labels)}
     names = [Path(each[0].recipe).stem for each in (recipe, reference)]
@@ -158,3 +158,9 @@ def _test_logits(
         evaluation = train.make_evaluate(model, mesh)
         logits.append(train.split_logits(evaluation, trained.variables, test, trained.config.eval_batch_size, mesh))
     return np.stack(logits), test.labels
+
+
+def _summary(training: Training) -> dict[str, Any]:
+    summary = run.read_summary(training.directory)
+    assert summary is not None  # `runs.complete` saw to that
+    return summary
