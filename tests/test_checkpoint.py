@@ -4,7 +4,6 @@ import shutil
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import pytest
 
 from mnist_flax import checkpoint
 from mnist_flax.cli import RunError, UserError
+from tests.commands import ROOT
 
 
 def state(step):
@@ -130,16 +130,17 @@ def test_what_a_killed_save_left_behind_is_no_checkpoint(tmp_path):
     assert steps(tmp_path) == [2, 3] and not list(tmp_path.glob("*tmp*"))
 
 
-def test_what_comes_to_a_closed_event_loop_is_not_shown_and_all_else_is(monkeypatch):
+def test_what_comes_to_a_closed_event_loop_is_not_shown_and_all_else_is():
     """A failed save tells an event loop that is closed of each further array: one line is enough."""
-    shown = []
-    monkeypatch.setattr(sys, "unraisablehook", shown.append)
-    checkpoint._silence_closed_loops()
-    closed, full = RuntimeError("Event loop is closed"), OSError("no space")
-    cases = [SimpleNamespace(exc_value=error, object=thing) for error in (closed, full) for thing in (None, print)]
-    for case in cases:
-        sys.unraisablehook(case)
-    assert shown == cases[1:]
+    code = (
+        "import sys; from types import SimpleNamespace as Case; shown = []; sys.unraisablehook = shown.append\n"
+        "from mnist_flax import checkpoint\n"
+        "errors = RuntimeError('Event loop is closed'), OSError('no space')\n"
+        "cases = [Case(exc_value=error, object=thing) for error in errors for thing in (None, print)]\n"
+        "for case in cases: sys.unraisablehook(case)\n"
+        "assert shown == cases[1:]"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_a_clock_that_jumps_while_it_is_saved_fails_no_checkpoint(tmp_path, monkeypatch):
