@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import flags
 from jaxtyping import Float
+from mnist_flax.experiments.research import outputs
 
-from experiments import outputs
-from mnist_flax import cli
-from mnist_flax import config as config_lib
-from mnist_flax.figures import styled
+from mnist_flax.evaluation.figures import styled
+from mnist_flax.runtime import cli
+from mnist_flax.runtime import config as config_lib
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +33,7 @@ def rows(images: Images, fields: dict[str, float], seed: int) -> dict[str, Image
     """What becomes of images in [0, 1], by the name of the row; `fields` are those of config.augment that are not 0."""
     import jax
 
-    from mnist_flax.augment import KINDS, augment
+    from mnist_flax.training.augment import KINDS, augment
 
     def drawn(strength: dict[str, float], number: int) -> Images:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), len(images))
@@ -72,9 +72,9 @@ def main(argv: list[str]) -> None:
     config, path = _CONFIG.value, Path(_FIGURE.value)
     config_lib.check(config)
     outputs.check("figure", path, ".png")
-    from mnist_flax import data
+    from mnist_flax.data import datasets
 
-    train = data.load(config).train
+    train = datasets.load(config).train
     first = [int(np.flatnonzero(train.labels == label)[0]) for label in np.unique(train.labels)]
     fields = {name: value for name, value in config.augment.items() if value}
     found = rows(train.images[first].astype(np.float32) / 255, fields, config.seed)

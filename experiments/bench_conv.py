@@ -16,7 +16,8 @@ import numpy as np
 from absl import flags
 from jax import lax
 
-from mnist_flax import cli, conv, products
+from mnist_flax.ops import conv, matmul_conv
+from mnist_flax.runtime import cli
 
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the activations")
 _BATCH = flags.DEFINE_integer("batch", 128, "examples", lower_bound=1)
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> None:
         parameters = (kernel, jnp.zeros(features))
         runs = [make_run(name, "lax", (*parameters, images))]
         for tile in TILES:
-            products.TILE_BYTES = tile
+            matmul_conv.TILE_BYTES = tile
             runs.append(make_run(name, "matmul", (*parameters, conv.to_internal(images, "matmul"))))
         seconds: list[list[float]] = [[] for _ in runs]
         for _ in range(ROUNDS):

@@ -20,11 +20,13 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
+from mnist_flax.experiments.benchmarks import cores
+from mnist_flax.experiments.benchmarks.contenders import TORCH_ENVIRONMENT
+from mnist_flax.experiments.research import extra
 
 from configs.studies import throughput
-from experiments import cores, extra
-from experiments.contenders import TORCH_ENVIRONMENT
-from mnist_flax import cli, data, devices, progress
+from mnist_flax.data import datasets
+from mnist_flax.runtime import cli, devices, terminal
 
 CONFIG = "configs/studies/throughput.py"
 
@@ -84,7 +86,7 @@ def torch_worker(url: str) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(1)
     config = throughput.get_config()
-    splits = data.load(config)
+    splits = datasets.load(config)
     train, validation = (
         (torch.from_numpy(split.images)[:, None].float() / 255, torch.from_numpy(split.labels).long())
         for split in (splits.train, splits.validation)
@@ -114,7 +116,7 @@ def torch_worker(url: str) -> None:
         rate = trial.suggest_float("learning_rate", 1e-6, 1.0, log=True)
         optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
-        order = torch.from_numpy(data.epoch_order(0, 0, len(splits.train.labels), config.batch_size)).long()
+        order = torch.from_numpy(datasets.epoch_order(0, 0, len(splits.train.labels), config.batch_size)).long()
         for rows in order:
             loss = nn.functional.cross_entropy(model(train[0][rows]), train[1][rows])
             optimizer.zero_grad(set_to_none=True)
@@ -133,13 +135,13 @@ def torch_worker(url: str) -> None:
 
 def scaling(sizes: list[int]) -> None:
     """Prints seconds with compilation and without, and trained images a second, of populations of these sizes."""
-    from experiments import members
+    from mnist_flax.experiments.research import members
 
     config = throughput.get_config()
     members.use_all_cores()
     programs = members.Programs.load(config)
     mesh = programs.mesh.size
-    progress.console.print(f"{mesh} x {devices.describe(programs.mesh)['kind']}, {programs.mapping}")
+    terminal.console.print(f"{mesh} x {devices.describe(programs.mesh)['kind']}, {programs.mapping}")
     one = None
     for size in sizes:
         rates = learning_rates(size)
@@ -153,7 +155,7 @@ def scaling(sizes: list[int]) -> None:
         per_second = size * config.train_examples / seconds[1]
         one = one or per_second
         line = f"{size:3d} members: {seconds[0]:6.2f} s, then {seconds[1]:6.2f} s, {per_second:8,.0f} images/s"
-        progress.console.print(f"{line}, {per_second / one:5.2f} times the first")
+        terminal.console.print(f"{line}, {per_second / one:5.2f} times the first")
 
 
 def _run(module: str, *arguments: str, place: Path) -> None:
@@ -182,8 +184,8 @@ def main(argv: list[str]) -> None:
         extra.require("optuna")
     if "torch" in _METHODS.value:
         extra.require("torch")
-    data.load(throughput.get_config())  # prepared before anything is timed
-    table = progress.table("method", "seconds", "trials/hour", "validation accuracy, mean and best")
+    datasets.load(throughput.get_config())  # prepared before anything is timed
+    table = terminal.table("method", "seconds", "trials/hour", "validation accuracy, mean and best")
     for method in _METHODS.value:
         if method == "scaling":
             scaling([int(size) for size in _SIZES.value])
@@ -195,7 +197,7 @@ def main(argv: list[str]) -> None:
         scores = f"{np.mean(found):.2%}, {max(found):.2%}"
         table.add_row(f"{method}, {len(found)} trials", f"{seconds:.1f}", f"{3600 * len(found) / seconds:,.0f}", scores)
     if table.rows:
-        progress.console.print(table)
+        terminal.console.print(table)
 
 
 if __name__ == "__main__":

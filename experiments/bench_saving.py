@@ -20,8 +20,10 @@ from unittest import mock
 import jax
 from absl import flags
 
-from mnist_flax import checkpoint, cli, data, progress, run, train
-from mnist_flax import config as config_lib
+from mnist_flax.data import datasets
+from mnist_flax.runtime import cli, run_dir, terminal
+from mnist_flax.runtime import config as config_lib
+from mnist_flax.training import checkpoint, step
 
 _CONFIG, _ARGUMENTS = config_lib.define_flag()
 _ROUNDS = flags.DEFINE_integer("rounds", 20, "saves of each kind", lower_bound=1)
@@ -50,13 +52,13 @@ def main(argv: list[str]) -> None:
         raise cli.UserError(f"--directory={_DIRECTORY.value} is no directory: make it, or name another")
     config = _CONFIG.value
     config_lib.check(config)
-    state = jax.jit(lambda: train.init_state(config, len(data.CLASS_NAMES[config.dataset]), 0))()
+    state = jax.jit(lambda: step.init_state(config, len(datasets.CLASS_NAMES[config.dataset]), 0))()
     jax.block_until_ready(state)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
     with tempfile.TemporaryDirectory(dir=_DIRECTORY.value) as name:
         directory = Path(name)
-        checkpoints = checkpoint.Checkpoints(directory / run.CHECKPOINTS, config.checkpoint.keep)
-        metrics = run.Metrics(directory, "")
+        checkpoints = checkpoint.Checkpoints(directory / run_dir.CHECKPOINTS, config.checkpoint.keep)
+        metrics = run_dir.Metrics(directory, "")
         steps = iter(range(1, 1_000_000))
 
         def save(records: int) -> Callable[[], None]:
@@ -69,7 +71,7 @@ def main(argv: list[str]) -> None:
             return lambda: None
 
         def summarise() -> Callable[[], None]:
-            run.write_json(directory / "summary.json", _RECORD)
+            run_dir.write_json(directory / "summary.json", _RECORD)
             return lambda: None
 
         actions: dict[str, Callable[[], Callable[[], None]]] = {
@@ -78,7 +80,7 @@ def main(argv: list[str]) -> None:
             "an epoch's metrics": append,
             "summary.json": summarise,
         }
-        table = progress.table("what is saved", "fsync", "training waits, ms", "until saved, ms", "CPU, ms")
+        table = terminal.table("what is saved", "fsync", "training waits, ms", "until saved, ms", "CPU, ms")
         for title, action in actions.items():
             taken: dict[str, list[tuple[float, float, float]]] = {"yes": [], "no": []}
             for _ in range(_ROUNDS.value + 1):
@@ -91,7 +93,7 @@ def main(argv: list[str]) -> None:
                 table.add_row(title, kind, *(f"{median:.1f}" for median in medians))
         checkpoints.close()
         metrics.close()
-    progress.console.print(table)
+    terminal.console.print(table)
 
 
 if __name__ == "__main__":

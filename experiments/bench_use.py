@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from mnist_flax import cli, named
+from mnist_flax.runtime import cli, model_flags
 
 _SECONDS = flags.DEFINE_float("seconds", 8.0, "how long the server is asked.", lower_bound=0.1)
 _CLIENTS = flags.DEFINE_integer("clients", 32, "how many ask it at once.", lower_bound=1)
@@ -93,10 +93,12 @@ def main(argv: list[str]) -> None:
         raise cli.UserError("name one run directory: python -m experiments.bench_use RUN")
     from PIL import Image
 
-    from mnist_flax import devices, reading, recogniser
+    from mnist_flax.inference import classifier
+    from mnist_flax.ocr import page_reader
+    from mnist_flax.runtime import devices
 
-    reader = recogniser.load_reader(named.load(argv[1]))
-    splits = recogniser.splits_at_hand(reader.run)
+    reader = classifier.load_reader(model_flags.load(argv[1]))
+    splits = classifier.splits_at_hand(reader.run)
     if splits is None:
         raise cli.UserError(f"the dataset of {argv[1]} is not at hand: name its place with --data_dir=DIR")
     device = devices.describe(devices.make_mesh())
@@ -110,7 +112,7 @@ def main(argv: list[str]) -> None:
     finding, recognising, sizes = [], [], []
     for turn in range(4):
         start = time.perf_counter()
-        sheet = reading.find(picture, "page")
+        sheet = page_reader.find(picture, "page")
         middle = time.perf_counter()
         passes: list[int] = []
 
@@ -118,7 +120,7 @@ def main(argv: list[str]) -> None:
             passes.append(len(images))
             return reader.recogniser(images)
 
-        (result,) = reading.recognise([sheet], counted, reader.threshold)
+        (result,) = page_reader.recognise([sheet], counted, reader.threshold)
         if turn:
             finding.append(middle - start)
             recognising.append(time.perf_counter() - middle)

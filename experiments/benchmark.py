@@ -4,7 +4,7 @@
     python -m experiments.benchmark [--peers=torch,keras,flax] [--batch=128,1024] [--dtype=bfloat16,float32] [--out=DIR]
 
 The network is that of `configs/classic.py`, with `--batch_norm` after each convolution too; batches, their order and
-the optimizer are the same for all. Every contender (`experiments/contenders/`) is a process of its own that waits while
+the optimizer are the same for all. Every contender (`experiments/benchmarks/contenders/`) is a process of its own that waits while
 it is not asked. All first train `--check_steps` steps, which warms them up, and of whose last quarter the loss is
 shown: all should learn alike. Then they take turns, in `--rounds` rounds: a burst of about `--seconds` each, forwards
 in one round, backwards in the next. The project is compared with a peer of the same type within each round. Peaks are
@@ -32,10 +32,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import flags
-from rich.text import Text
-
-from experiments import cores
-from experiments.contenders import (
+from mnist_flax.experiments.benchmarks import cores
+from mnist_flax.experiments.benchmarks.contenders import (
     ENVIRONMENT,
     FLOPS_PER_IMAGE,
     MEASURES_PRODUCTS,
@@ -44,9 +42,12 @@ from experiments.contenders import (
     STEPS,
     TORCH_ENVIRONMENT,
 )
-from mnist_flax import cli, data, prepare, progress, run
-from mnist_flax.config import default_config
-from mnist_flax.figures import BLUE, GREY, styled
+from rich.text import Text
+
+from mnist_flax.data import datasets, prepare
+from mnist_flax.evaluation.figures import BLUE, GREY, styled
+from mnist_flax.runtime import cli, run_dir, terminal
+from mnist_flax.runtime.config import default_config
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +77,7 @@ class Contender:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         arguments = [name, dtype, str(batch_size), str(examples), *(["batch_norm"] if batch_norm else [])]
         process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.contenders", *arguments],
+            [sys.executable, "-m", "experiments.benchmarks.contenders", *arguments],
             cwd=_ROOT,
             env=os.environ | ENVIRONMENT | (TORCH_ENVIRONMENT if name == "torch" else {}),
             stdin=subprocess.PIPE,
@@ -177,7 +178,7 @@ def compare(
 def print_table(rows: Sequence[dict], title: str) -> None:
     """The results of one batch size."""
     headings = ("", "images/s", "range", "project / it", "of peak", "loss")
-    table = progress.table(*headings, title=f"Training, batch {rows[0]['batch_size']:,}, {title}")
+    table = terminal.table(*headings, title=f"Training, batch {rows[0]['batch_size']:,}, {title}")
     dtype = None
     for row in rows:
         if row["dtype"] != dtype:
@@ -193,7 +194,7 @@ def print_table(rows: Sequence[dict], title: str) -> None:
             f"{row['share_of_peak']:.1%}",
             f"{row['loss']:.3f}",
         )
-    progress.console.print(table)
+    terminal.console.print(table)
 
 
 @styled
@@ -225,15 +226,15 @@ def figure_speeds(rows: Sequence[dict], title: str) -> Figure:
     return figure
 
 
-def _examples() -> tuple[data.Split, str]:
+def _examples() -> tuple[datasets.Split, str]:
     """Training examples and what they are: MNIST's if they are prepared, random ones of the same shape otherwise."""
     if prepare.is_prepared("mnist"):
-        split = data.load(default_config()).train
+        split = datasets.load(default_config()).train
         return split, f"{len(split.labels):,} training images of MNIST"
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (_EXAMPLES, 28, 28), np.uint8)
     labels = generator.integers(0, 10, _EXAMPLES).astype(np.int32)
-    return data.Split(images, labels), f"{_EXAMPLES:,} random images (MNIST is not prepared)"
+    return datasets.Split(images, labels), f"{_EXAMPLES:,} random images (MNIST is not prepared)"
 
 
 def check(peers: Sequence[str], dtypes: Sequence[str], batches: Sequence[str], examples: int) -> None:
@@ -264,7 +265,7 @@ def main(argv: list[str]) -> None:
         kind = f"with batch norm, {kind}"
     peers, dtypes, batches = (list(dict.fromkeys(flag.value)) for flag in (_PEERS, _DTYPE, _BATCH))  # each once
     check(peers, dtypes, batches, len(split.labels))
-    out = Path(_OUT.value or run.new_directory("benchmark"))
+    out = Path(_OUT.value or run_dir.new_directory("benchmark"))
     out.mkdir(parents=True, exist_ok=True)
     print(out, flush=True)
     rows: list[dict] = []
@@ -277,17 +278,17 @@ def main(argv: list[str]) -> None:
             print_table(found, kind)
             rows, distances = rows + found, distances + apart
     for name, description in {row["contender"]: row["description"] for row in rows}.items():
-        progress.console.print(f"{NAMES[name]}: {description}")
+        terminal.console.print(f"{NAMES[name]}: {description}")
     for dtype in dtypes:
         peak = max(row["peak_flops"] for row in rows if row["dtype"] == dtype)
-        progress.console.print(f"peak of {dtype} products: {peak / 1e12:.3g} TFLOP/s")
+        terminal.console.print(f"peak of {dtype} products: {peak / 1e12:.3g} TFLOP/s")
     idle = max(row["idle_cpu_share"] for row in rows)
-    progress.console.print(f"a waiting contender kept at most {idle:.2%} of a core busy")
+    terminal.console.print(f"a waiting contender kept at most {idle:.2%} of a core busy")
     if distances:
         shown = ", ".join(f"{seconds * 1e6:.1f}" for seconds in distances)
-        progress.console.print(f"microseconds to copy 256 kB that another core wrote, before each round: {shown}")
+        terminal.console.print(f"microseconds to copy 256 kB that another core wrote, before each round: {shown}")
     record = {"examples": kind, "seconds": _SECONDS.value, "exchange_seconds": distances, "rows": rows}
-    run.write_json(out / "benchmark.json", record)
+    run_dir.write_json(out / "benchmark.json", record)
     figure_speeds(rows, kind).savefig(out / "benchmark.png")
 
 

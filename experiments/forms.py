@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float
 
-from mnist_flax import cli, named
+from mnist_flax.runtime import cli, model_flags
 
 _FORMS = flags.DEFINE_integer("forms", 20, "forms of each kind; every fourth is light on dark.", lower_bound=1)
 _SPLIT = flags.DEFINE_enum("split", "test", ["validation", "test"], "whose digits are on the forms.")
@@ -85,19 +85,23 @@ def total(scores: list[Score]) -> Score:
 def main(argv: list[str]) -> None:
     if len(argv) != 2:
         raise cli.UserError("name one run directory: python -m experiments.forms RUN")
-    from mnist_flax import data, metrics, progress, reading, recogniser
+    from mnist_flax.data import datasets
+    from mnist_flax.evaluation import metrics
+    from mnist_flax.inference import classifier
+    from mnist_flax.ocr import page_reader
+    from mnist_flax.runtime import terminal
     from tests import forms
 
-    reading.require_packages()
-    trained = named.load(argv[1])
+    page_reader.require_packages()
+    trained = model_flags.load(argv[1])
     config = trained.config
-    reader = recogniser.load_reader(trained)
-    split = getattr(data.load(config), _SPLIT.value)
+    reader = classifier.load_reader(trained)
+    split = getattr(datasets.load(config), _SPLIT.value)
     if not len(split.labels):
         raise cli.UserError(f"the run has no {_SPLIT.value} examples: choose another --split")
 
     columns = ("forms", "paper", "digits", "read", "95 %", "?", "wrong", "missed", "extra", "numbers")
-    table = progress.table(*columns, title=f"{config.dataset} {_SPLIT.value} digits on forms")
+    table = terminal.table(*columns, title=f"{config.dataset} {_SPLIT.value} digits on forms")
     styles = {"clean": forms.CLEAN, "degraded": forms.DEGRADED, "touching": forms.JOINED}
     for name, style in styles.items():
         scores: dict[str, list[Score]] = {}
@@ -109,7 +113,7 @@ def main(argv: list[str]) -> None:
                 generator = np.random.default_rng([kind, i, _SPLIT.value == "test"])
                 form = forms.draw((split.images, split.labels), generator, style, paper, inverted=i % 4 == 3)
                 grey = form.image.astype(np.float32) / 255
-                result = reading.read([grey], "page", reader.recogniser, reader.threshold)[0]
+                result = page_reader.read([grey], "page", reader.recogniser, reader.threshold)[0]
                 scores.setdefault(paper, []).append(score(form, result))
         rows = {paper: total(each) for paper, each in scores.items()}
         if len(rows) > 1:
@@ -121,7 +125,7 @@ def main(argv: list[str]) -> None:
             numbers = f"{s.numbers_read / s.numbers:.1%}"
             table.add_row(name, paper, f"{s.digits:,}", f"{s.read / s.digits:.1%}", interval, *shares, numbers)
         table.add_section()
-    progress.console.print(table)
+    terminal.console.print(table)
 
 
 if __name__ == "__main__":

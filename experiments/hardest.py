@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from absl import flags
 from jaxtyping import Int, UInt8
+from mnist_flax.experiments.research import outputs
 
-from experiments import outputs
-from mnist_flax import cli, named
-from mnist_flax.figures import BLUE, GREY, VERMILION, styled
+from mnist_flax.evaluation.figures import BLUE, GREY, VERMILION, styled
+from mnist_flax.runtime import cli, model_flags
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -137,19 +137,21 @@ def people(item: Hard) -> str:
 def main(argv: list[str]) -> None:
     if len(argv) < 2:
         raise cli.UserError("name finished run directories: python -m experiments.hardest RUN...")
-    from mnist_flax import data, devices, progress, recogniser, run
+    from mnist_flax.data import datasets as data
+    from mnist_flax.inference import classifier
+    from mnist_flax.runtime import devices, run_dir, terminal
 
-    run.distinct(argv[1:])
+    run_dir.distinct(argv[1:])
     figure = Path(_FIGURE.value)
     details = figure.with_suffix(".json")
     outputs.check("figure", figure, ".png")
     outputs.check("figure", details)
     devices.keep_compiled_programs()
-    runs = [named.load(directory) for directory in argv[1:]]
+    runs = [model_flags.load(directory) for directory in argv[1:]]
     if len(datasets := {trained.config.dataset for trained in runs}) > 1:
         raise cli.UserError(f"these runs are of different datasets ({', '.join(sorted(datasets))}): name runs of one")
     test = data.load(runs[0].config).test
-    predictions = [recogniser.make_logits(trained)(test.images).argmax(axis=1) for trained in runs]
+    predictions = [classifier.make_logits(trained)(test.images).argmax(axis=1) for trained in runs]
     hard = find(test.images, test.labels, np.array(predictions))
     shown = hard[: _MOST.value]
 
@@ -163,12 +165,12 @@ def main(argv: list[str]) -> None:
         }
         for item in hard
     ]
-    run.write_json(details, {"runs": argv[1:], "dataset": runs[0].config.dataset, "hardest": written})
-    table = progress.table("number", "label", "read as", "people", title=f"Read wrong by {readers(len(runs))}")
+    run_dir.write_json(details, {"runs": argv[1:], "dataset": runs[0].config.dataset, "hardest": written})
+    table = terminal.table("number", "label", "read as", "people", title=f"Read wrong by {readers(len(runs))}")
     for item in shown:
         read = ", ".join(f"{runs[0].class_names[k]} x{count}" for k, count in item.votes.items())
         table.add_row(f"{item.number}", runs[0].class_names[item.label], read, people(item))
-    progress.console.print(table)
+    terminal.console.print(table)
     known = sum(item.label_error is not None for item in hard)
     print(f"{len(hard)} test images are read wrong by {readers(len(runs))}, {known} of them known label errors")
     print(f"written to {figure} and {details}")

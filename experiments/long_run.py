@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+from mnist_flax.experiments.faults import sabotage
 
-from experiments.faults import sabotage
-from mnist_flax import cli, progress, run
+from mnist_flax.runtime import cli, run_dir, terminal
 
 _EPOCHS = flags.DEFINE_integer("epochs", 500, "epochs to train", lower_bound=20)
 _RECIPE = flags.DEFINE_string("recipe", "configs/digits.py", "what is trained")
@@ -62,7 +62,7 @@ def watch(command: list[str], directory: Path) -> list[dict[str, Any]]:
     try:
         while process.poll() is None:
             epochs = reader.epochs
-            if (directory / "metrics.jsonl").exists() and list((directory / run.TENSORBOARD).glob("*")):
+            if (directory / "metrics.jsonl").exists() and list((directory / run_dir.TENSORBOARD).glob("*")):
                 reader.look()
             if reader.epochs > epochs:
                 with contextlib.suppress(FileNotFoundError, ProcessLookupError, KeyError):  # it has just ended
@@ -91,7 +91,7 @@ def _observe(pid: int, directory: Path, reader: Reader) -> dict[str, Any]:
         "threads": int(status["Threads"]),
         "open_files": len(list((process / "fd").iterdir())),
         "disk_megabytes": _bytes(directory) / 1e6,
-        "checkpoints": len([path for path in (directory / run.CHECKPOINTS).iterdir() if path.name.isdigit()]),
+        "checkpoints": len([path for path in (directory / run_dir.CHECKPOINTS).iterdir() if path.name.isdigit()]),
     }
 
 
@@ -127,7 +127,7 @@ def main(argv: list[str]) -> None:
         )
     if not Path("/proc/self/status").exists():
         raise cli.UserError("memory is read from /proc: run this on Linux")
-    directory = Path(_WORKDIR.value or run.new_directory("long_run"))
+    directory = Path(_WORKDIR.value or run_dir.new_directory("long_run"))
     print(directory, flush=True)
     fields = [f"--config.num_epochs={_EPOCHS.value}", f"--config={_RECIPE.value}", f"--workdir={directory}"]
     observations = watch([sys.executable, "-m", "mnist_flax.main", *fields, *overrides], directory)
@@ -135,11 +135,11 @@ def main(argv: list[str]) -> None:
         raise cli.UserError(f"{directory} was finished before: name another --workdir")
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     rows = tenths(observations, [json.loads(line) for line in lines])
-    table = progress.table(*rows[0], title=f"{_EPOCHS.value} epochs of {_RECIPE.value}")
+    table = terminal.table(*rows[0], title=f"{_EPOCHS.value} epochs of {_RECIPE.value}")
     for row in rows:
         table.add_row(*(f"{cell:,.1f}" if isinstance(cell, float) else str(cell) for cell in row.values()))
-    progress.console.print(table)
-    run.write_json(directory.with_name(f"{directory.name}.json"), {"tenths": rows, "epochs": observations})
+    terminal.console.print(table)
+    run_dir.write_json(directory.with_name(f"{directory.name}.json"), {"tenths": rows, "epochs": observations})
 
 
 if __name__ == "__main__":

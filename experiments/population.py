@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
+from mnist_flax.experiments.research import members, outputs
+from mnist_flax.experiments.summarize import add_means, shown
 
-from experiments import members, outputs
-from experiments.summarize import add_means, shown
-from mnist_flax import cli, progress, run
-from mnist_flax import config as config_lib
+from mnist_flax.runtime import cli, run_dir, terminal
+from mnist_flax.runtime import config as config_lib
 
 _CONFIG, _ARGUMENTS = config_lib.define_flag()
 _SEEDS = flags.DEFINE_integer("seeds", 8, "number of members, with seeds from config.seed on.", lower_bound=1)
@@ -32,7 +32,7 @@ def train(population: members.Population, num_epochs: int) -> list[dict]:
             break
         loss, accuracy = (np.mean([getattr(r, name) for r in alive]) for name in ("train_loss", "accuracy"))
         line = f"epoch {epoch:3d}/{num_epochs}  {len(alive)} members  mean train loss {loss:.4f}"
-        progress.console.print(line + ("" if np.isnan(accuracy) else f"  validation accuracy {accuracy:.2%}"))
+        terminal.console.print(line + ("" if np.isnan(accuracy) else f"  validation accuracy {accuracy:.2%}"))
     results = []
     for member, records, test in zip(population.members, population.records, population.test(), strict=True):
         last = records[-1]
@@ -45,13 +45,13 @@ def train(population: members.Population, num_epochs: int) -> list[dict]:
 def print_results(results: Sequence[dict], title: str) -> None:
     """A row a member, then number, mean, deviation and interval over those that did not diverge."""
     headings = (name.replace("_accuracy", "").replace("_", " ") for name in SCORES)
-    table = progress.table("seed", *headings, title=title)
+    table = terminal.table("seed", *headings, title=title)
     for result in results:
         step = result["diverged_at_step"]
         cells = (shown(name, result[name]) for name in SCORES)
         table.add_row(str(result["seed"]), *((f"diverged at step {step}", "", "") if step is not None else cells))
     add_means(table, results, SCORES)
-    progress.console.print(table)
+    terminal.console.print(table)
 
 
 def main(argv: list[str]) -> None:
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
     title = f"{config.dataset}, {Path(config_lib.recipe_path()).stem}, {config.num_epochs} epochs, {len(configs)} seeds"
     print_results(results, title)
     if _OUTPUT.value:
-        run.write_json(Path(_OUTPUT.value), {"config": config.to_dict(), "members": results})
+        run_dir.write_json(Path(_OUTPUT.value), {"config": config.to_dict(), "members": results})
 
 
 if __name__ == "__main__":

@@ -10,14 +10,15 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments import extra, study_figures
-from experiments.study_figures import Axis, Trial
-from mnist_flax import cli, durable, progress, report
+from mnist_flax.experiments.research import extra, study_figures
+from mnist_flax.experiments.research.study_figures import Axis, Trial
+
+from mnist_flax import report
+from mnist_flax.runtime import cli, files, terminal
 
 if TYPE_CHECKING:
     import optuna
-
-    from experiments import directory
+    from mnist_flax.experiments.research import directory
 
 EDGE = 0.05  # of a range, at either end: a best trial there says that the range is too narrow
 IMPORTANCE_TRIALS = 8  # complete trials, at least, for a forest to mean anything
@@ -98,7 +99,7 @@ def write(place: Path) -> Path:
     Raises:
       UserError: it is no study, or no trial of it is complete.
     """
-    from experiments import confirm, directory, storage
+    from mnist_flax.experiments.research import confirm, directory, storage
 
     record = directory.read(place)
     study = directory.open_study(record, storage.connect(record.storage, heartbeat=60))
@@ -129,7 +130,7 @@ def write(place: Path) -> Path:
     edges = edge_warnings(next(t for t in trials if t.number == best.number), shown)
     path = place / "report.html"
     text = page(record, trials, failed, edges, confirmation, pictures)
-    durable.write(path, text.encode(errors="backslashreplace"))
+    files.write(path, text.encode(errors="backslashreplace"))
     return path
 
 
@@ -157,7 +158,7 @@ def page(
         scores = confirmation["test_accuracy"]
         gap = scores["difference"]
         note = f"winner over baseline, {len(confirmation['seeds'])} seeds"
-        tiles.append(("test accuracy", progress.percent(scores["winner"]["mean"]), "winner, mean over fresh seeds"))
+        tiles.append(("test accuracy", terminal.percent(scores["winner"]["mean"]), "winner, mean over fresh seeds"))
         tiles.append(("difference", f"{100 * gap['mean']:+.2f} +- {100 * gap['half_interval']:.2f}", f"points, {note}"))
     notes = [*edges]
     if not confirmation:
@@ -203,7 +204,7 @@ def page(
 
 
 def shown_value(objective: str, value: float) -> str:
-    return progress.percent(value) if objective == "validation_error" else f"{value:.4g}"
+    return terminal.percent(value) if objective == "validation_error" else f"{value:.4g}"
 
 
 def _span(scale: Mapping[str, Any]) -> str:

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mnist_flax import cli, progress, run
-from mnist_flax.figures import BLUE, styled
+from mnist_flax.evaluation.figures import BLUE, styled
+from mnist_flax.runtime import cli, run_dir, terminal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ def measure(recipe: str, fields: Mapping[str, int]) -> dict[str, Any]:
         overrides = [f"--config.{key}={value}" for key, value in {**fields, "validation_examples": 0}.items()]
         command = [sys.executable, "-m", "mnist_flax.main", f"--config={recipe}", f"--workdir={directory}", *overrides]
         memory, peak = _watch(command, directory / "metrics.jsonl")
-        summary = run.read_summary(directory)
+        summary = run_dir.read_summary(directory)
     assert summary
     images = summary["steps"] * fields["batch_size"]
     return {
@@ -104,7 +104,7 @@ def _resident_megabytes(pid: int) -> float:
 
 def print_table(rows: Sequence[dict], title: str) -> None:
     headings = ("examples", "epochs", "batch", "us/image", "images/s", "compiled in", "peak memory")
-    table = progress.table(*headings, title=title)
+    table = terminal.table(*headings, title=title)
     for row in rows:
         table.add_row(
             f"{row['train_examples']:,}",
@@ -115,7 +115,7 @@ def print_table(rows: Sequence[dict], title: str) -> None:
             f"{row['compile_seconds']:.1f} s",
             f"{row['peak_megabytes']:,.0f} MB",
         )
-    progress.console.print(table)
+    terminal.console.print(table)
 
 
 @styled
@@ -156,7 +156,7 @@ def main(argv: list[str]) -> None:
         raise cli.UserError(f"--sweeps={','.join(_SWEEPS.value)} must be some of {','.join(SWEEPS)}")
     if not Path("/proc/self/status").exists():
         raise cli.UserError("memory is read from /proc: run this on Linux")
-    out = Path(_OUT.value or run.new_directory("scaling"))
+    out = Path(_OUT.value or run_dir.new_directory("scaling"))
     out.mkdir(parents=True, exist_ok=True)
     print(out, flush=True)
     results: dict[str, list[dict]] = {}
@@ -165,10 +165,10 @@ def main(argv: list[str]) -> None:
         for fields in SWEEPS[name]:
             done = out / f"{'-'.join(map(str, (Path(_RECIPE.value).stem, *fields.values())))}.json"
             if not done.exists():
-                run.write_json(done, measure(_RECIPE.value, fields))
-            results[name].append(run.read_json(done))
+                run_dir.write_json(done, measure(_RECIPE.value, fields))
+            results[name].append(run_dir.read_json(done))
         print_table(results[name], f"{name}, {_RECIPE.value}, {results[name][0]['device']}")
-    run.write_json(out / "scaling.json", results)
+    run_dir.write_json(out / "scaling.json", results)
     figure_scaling(results).savefig(out / "scaling.png")
 
 

@@ -12,9 +12,11 @@ import os
 import sys
 import time
 
-from experiments import extra
-from experiments.contenders import TORCH_ENVIRONMENT
-from mnist_flax import cli, prepare
+from mnist_flax.experiments.benchmarks.contenders import TORCH_ENVIRONMENT
+from mnist_flax.experiments.research import extra
+
+from mnist_flax.data import prepare
+from mnist_flax.runtime import cli
 
 
 def train(seed: int) -> None:
@@ -22,12 +24,12 @@ def train(seed: int) -> None:
     from torch import nn
     from torch.nn import functional as F
 
-    from mnist_flax import data
-    from mnist_flax.config import default_config
+    from mnist_flax.data import datasets
+    from mnist_flax.runtime.config import default_config
 
     config = default_config()
     config.validation_examples = 0
-    splits = data.load(config)
+    splits = datasets.load(config)
     images, test_images = (torch.from_numpy(split.images)[:, None] for split in (splits.train, splits.test))
     labels, test_labels = (torch.from_numpy(split.labels).long() for split in (splits.train, splits.test))
     torch.manual_seed(seed)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+from mnist_flax.experiments.research import extra
 
-from experiments import extra
-from mnist_flax import cli
-from mnist_flax import config as config_lib
+from mnist_flax.runtime import cli
+from mnist_flax.runtime import config as config_lib
 
 _CONFIG, _ARGUMENTS = config_lib.define_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "study directory; by default runs/studies/<config name>.")
@@ -50,8 +50,7 @@ def load_module(path: str) -> Any:
 def search(stop: cli.Stop) -> None:
     """Works on the study of `--config` until it has all its trials."""
     import optuna
-
-    from experiments import confirm, directory, members, space, storage, worker
+    from mnist_flax.experiments.research import confirm, directory, members, space, storage, worker
 
     path = config_lib.recipe_path()
     definition = space.define(load_module(path), _CONFIG.value)
@@ -86,7 +85,7 @@ def search(stop: cli.Stop) -> None:
 
 def main(argv: list[str]) -> int:
     extra.require("optuna")
-    from experiments import confirm, storage
+    from mnist_flax.experiments.research import confirm, storage
 
     confirming = argv[1:2] == ["confirm"]
     others = ("config", "workdir", "storage", "trials", "sampler", "rounds") if confirming else ("seeds",)

@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from mnist_flax import cli, progress, run
-from mnist_flax import config as config_lib
-from mnist_flax.metrics import none_if_nan
+from mnist_flax.evaluation.metrics import none_if_nan
+from mnist_flax.runtime import cli, run_dir, terminal
+from mnist_flax.runtime import config as config_lib
 
 FIELDS = ("train_accuracy", "validation_accuracy", "test_accuracy", "train_seconds", "test_seconds", "total_seconds")
 
@@ -59,8 +59,8 @@ def main(argv: list[str]) -> None:
     if len(argv) < 2:
         raise cli.UserError("name finished run directories: python -m experiments.summarize RUN...")
     summaries = []
-    directories = run.distinct(argv[1:])
-    configs = [run.read_config(directory) for directory in directories]
+    directories = run_dir.distinct(argv[1:])
+    configs = [run_dir.read_config(directory) for directory in directories]
     for directory, config in zip(directories, configs, strict=True):
         config.seed = configs[0].seed
         if changes := config_lib.differences(configs[0], config):
@@ -68,17 +68,17 @@ def main(argv: list[str]) -> None:
                 f"{directory} differs from {directories[0]} in more than its seed ({', '.join(changes)}): "
                 "summarize one recipe"
             )
-        summary = run.read_summary(directory)
+        summary = run_dir.read_summary(directory)
         if summary is None:
             raise cli.UserError(f"{directory} is not finished: run its training command again, then this one")
         summaries.append(summary)
     headings = (name.removesuffix("_accuracy").replace("_seconds", " s") for name in FIELDS)
     devices = dict.fromkeys(summary["device"] for summary in summaries)
-    table = progress.table("run", "seed", *headings, title=f"{configs[0].dataset}, {' and '.join(devices)}")
+    table = terminal.table("run", "seed", *headings, title=f"{configs[0].dataset}, {' and '.join(devices)}")
     for name, summary in zip(argv[1:], summaries, strict=True):
         table.add_row(Path(name).name, str(summary["seed"]), *(shown(field, summary.get(field)) for field in FIELDS))
     add_means(table, summaries, FIELDS, "")
-    progress.console.print(table)
+    terminal.console.print(table)
 
 
 if __name__ == "__main__":

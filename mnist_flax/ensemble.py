@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from mnist_flax import cli, run
+from mnist_flax.runtime import cli, run_dir
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the ensemble; a new one under runs/ if not given.")
 _DISJOINT = flags.DEFINE_integer(
@@ -32,17 +32,17 @@ def read_member(path: Path) -> Member:
     Raises:
       UserError: there is no such run, it is not finished, it is an ensemble, or its files are damaged.
     """
-    config = run.read_config(path)
-    if run.read_members(path):
+    config = run_dir.read_config(path)
+    if run_dir.read_members(path):
         raise cli.UserError(f"{path} is an ensemble: name the runs that it was made of")
-    summary = run.read_summary(path)
+    summary = run_dir.read_summary(path)
     if summary is None:
         raise cli.UserError(f"{path} is not finished: run its training command again, then this one")
     try:
         scores = {name: float(summary[name]) for name in ("test_accuracy", "train_seconds")}
     except KeyError as error:
         raise cli.UserError(f"{path / 'summary.json'} is damaged: restore it, or train anew") from error
-    revision = run.read_recorded(path).get("git_revision")
+    revision = run_dir.read_recorded(path).get("git_revision")
     return {"path": str(path), "seed": config.seed, "git_revision": revision, **scores, "config": config.to_dict()}
 
 
@@ -62,15 +62,15 @@ def check_members(members: Sequence[Member]) -> None:
 
 def check_directory(directory: Path, paths: Sequence[Path]) -> None:
     """Raises UserError for a directory that holds something else than an ensemble of these very runs."""
-    if not run.is_recorded(directory, "an ensemble"):
+    if not run_dir.is_recorded(directory, "an ensemble"):
         return
-    recorded = [member["path"] for member in run.read_members(directory)]
+    recorded = [member["path"] for member in run_dir.read_members(directory)]
     if not recorded:
         raise cli.UserError(f"--workdir={directory} holds a run: use another directory")
     if sorted(recorded) != sorted(map(str, paths)):
         raise cli.UserError(f"--workdir={directory} holds an ensemble of other runs: use another directory")
-    for member in run.read_recorded(directory)["members"] if run.read_summary(directory) else ():
-        now = run.read_summary(Path(member["path"]))  # None if the run is gone, as it may
+    for member in run_dir.read_recorded(directory)["members"] if run_dir.read_summary(directory) else ():
+        now = run_dir.read_summary(Path(member["path"]))  # None if the run is gone, as it may
         if now and now["train_seconds"] != member.get("train_seconds"):
             raise cli.UserError(
                 f"--workdir={directory} is of {member['path']} as it was before it was trained anew: "
@@ -78,7 +78,7 @@ def check_directory(directory: Path, paths: Sequence[Path]) -> None:
             )
 
 
-def check_different(runs: Sequence[run.Run]) -> None:
+def check_different(runs: Sequence[run_dir.Run]) -> None:
     """Raises UserError for two runs that are one and the same network, such as a run and its copy."""
     import jax
 
@@ -99,20 +99,23 @@ def make(directory: Path, members: Sequence[Member]) -> dict[str, Any]:
     """
     import jax
 
-    from mnist_flax import checkpoint, conclude, data, devices, model
+    from mnist_flax.data import datasets
+    from mnist_flax.models import cnn
+    from mnist_flax.runtime import devices
+    from mnist_flax.training import checkpoint, finalize
 
     mesh = devices.make_mesh()
-    runs = [run.load_run(member["path"]) for member in members]
+    runs = [run_dir.load_run(member["path"]) for member in members]
     check_different(runs)
-    splits = data.load(runs[0].config)
-    with run.claim(directory):
+    splits = datasets.load(runs[0].config)
+    with run_dir.claim(directory):
         check_directory(directory, [each.directory for each in runs])  # another process may have come first
-        shutil.rmtree(directory / run.CHECKPOINTS, ignore_errors=True)  # of one that was not finished
-        run.write_config(directory, runs[0].config, devices.describe(mesh), members)
-        checkpoints = checkpoint.Checkpoints(directory / run.CHECKPOINTS, keep=1)
-        checkpoints.save(0, model.join([each.variables for each in runs]), {}, None)
+        shutil.rmtree(directory / run_dir.CHECKPOINTS, ignore_errors=True)  # of one that was not finished
+        run_dir.write_config(directory, runs[0].config, devices.describe(mesh), members)
+        checkpoints = checkpoint.Checkpoints(directory / run_dir.CHECKPOINTS, keep=1)
+        checkpoints.save(0, cnn.join([each.variables for each in runs]), {}, None)
         checkpoints.close()
-        ensemble = run.load_run(directory)
+        ensemble = run_dir.load_run(directory)
         variables, config = ensemble.variables, ensemble.config
         about = {
             "members": len(members),
@@ -122,23 +125,26 @@ def make(directory: Path, members: Sequence[Member]) -> dict[str, Any]:
             "train_seconds": sum(member["train_seconds"] for member in members),
         }
         # The training split would take longer than all the rest; `evaluate --split=train` scores it.
-        return conclude.conclude(
+        return finalize.conclude(
             ensemble.model, variables, config, splits, directory, mesh, about, also=("validation",)
         )
 
 
-def score_disjoint(ensemble: run.Run, size: int) -> dict[str, Any]:
+def score_disjoint(ensemble: run_dir.Run, size: int) -> dict[str, Any]:
     """Test accuracy of disjoint ensembles of `size` members, the first ones, the next ones and so on.
 
     Gives `size`, `test_accuracies`, their `mean` and sample standard `deviation`.
     """
-    from mnist_flax import data, devices, metrics, train
+    from mnist_flax.data import datasets
+    from mnist_flax.evaluation import metrics
+    from mnist_flax.runtime import devices
+    from mnist_flax.training import step
 
     config, mesh = ensemble.config, devices.make_mesh()
-    test = data.load(config).test
-    evaluations = {network: train.make_evaluate(network, mesh) for network in ensemble.model.members}
+    test = datasets.load(config).test
+    evaluations = {network: step.make_evaluate(network, mesh) for network in ensemble.model.members}
     logits = [
-        train.split_logits(evaluations[network], variables, test, config.eval_batch_size, mesh)
+        step.split_logits(evaluations[network], variables, test, config.eval_batch_size, mesh)
         for network, variables in zip(ensemble.model.members, ensemble.model.split(ensemble.variables), strict=True)
     ]
     accuracies = metrics.ensemble_accuracies(np.stack(logits), test.labels, size)
@@ -153,29 +159,29 @@ def score_disjoint(ensemble: run.Run, size: int) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     if len(argv) < 3:
         raise cli.UserError("name two or more finished runs: python -m mnist_flax.ensemble RUN RUN...")
-    paths, size = run.distinct(argv[1:]), _DISJOINT.value
+    paths, size = run_dir.distinct(argv[1:]), _DISJOINT.value
     if size and len(paths) < 2 * size:
         raise cli.UserError(f"--disjoint={size} needs {2 * size} runs or more to compare ensembles, not {len(paths)}")
-    directory = Path(_WORKDIR.value or run.new_directory("ensemble"))
+    directory = Path(_WORKDIR.value or run_dir.new_directory("ensemble"))
     print(directory, flush=True)
     check_directory(directory, paths)
-    from mnist_flax import devices, progress
+    from mnist_flax.runtime import devices, terminal
 
     devices.keep_compiled_programs()
-    summary = run.read_summary(directory)
+    summary = run_dir.read_summary(directory)
     if summary is None:
         members = [read_member(path) for path in paths]
         check_members(members)
         summary = make(directory, members)
-    elif size and [member["path"] for member in run.read_members(directory)] != list(map(str, paths)):
+    elif size and [member["path"] for member in run_dir.read_members(directory)] != list(map(str, paths)):
         raise cli.UserError(
             f"--disjoint={size} goes by the order of the runs, and {directory / 'config.json'} has another: "
             "name them in that order, or another --workdir"
         )
-    progress.print_summary(summary)
+    terminal.print_summary(summary)
     if size:
-        scores = score_disjoint(run.load_run(directory), size)
-        run.write_json(directory / f"disjoint_{size}.json", scores)
+        scores = score_disjoint(run_dir.load_run(directory), size)
+        run_dir.write_json(directory / f"disjoint_{size}.json", scores)
         shown = ", ".join(f"{accuracy:.2%}" for accuracy in scores["test_accuracies"])
         print(f"disjoint ensembles of {size}: test accuracy {shown}")
         print(f"mean {scores['mean']:.3%}, standard deviation {scores['deviation']:.3%}, n = {len(paths) // size}")

@@ -5,9 +5,9 @@ python -m mnist_flax.evaluate RUN [--split=test] [--views=N | --corruptions]
 
 from absl import flags
 
-from mnist_flax import cli, named
+from mnist_flax.runtime import cli, model_flags
 
-flags.adopt_module_key_flags(named)
+flags.adopt_module_key_flags(model_flags)
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "split to score.")
 _CORRUPTIONS = flags.DEFINE_bool(
     "corruptions", False, "instead, how well the split is read corrupted, turned, scaled and shifted, and how surely."
@@ -26,34 +26,38 @@ def main(argv: list[str]) -> None:
         raise cli.UserError("name one run directory: python -m mnist_flax.evaluate RUN")
     if _VIEWS.value > 1 and _CORRUPTIONS.value:
         raise cli.UserError("--corruptions reads each image once: leave out --views")
-    from mnist_flax import data, devices, metrics, progress, run, train, views
+    from mnist_flax.data import datasets
+    from mnist_flax.evaluation import metrics
+    from mnist_flax.inference import tta
+    from mnist_flax.runtime import devices, run_dir, terminal
+    from mnist_flax.training import step
 
     if _CORRUPTIONS.value:
-        from mnist_flax import reading
+        from mnist_flax.ocr import page_reader
 
-        reading.require_packages()
-    trained = named.load(argv[1])
+        page_reader.require_packages()
+    trained = model_flags.load(argv[1])
     config = trained.config
-    split = getattr(data.load(config), _SPLIT.value)
+    split = getattr(datasets.load(config), _SPLIT.value)
     if not len(split.labels):
         raise cli.UserError(f"the run has no {_SPLIT.value} examples: choose another --split")
-    which = {"dataset": config.dataset, "split": _SPLIT.value, "checkpoint": named.checkpoint(config)}
+    which = {"dataset": config.dataset, "split": _SPLIT.value, "checkpoint": model_flags.checkpoint(config)}
     devices.keep_compiled_programs()
     if _CORRUPTIONS.value:
-        from mnist_flax import robustness
+        from mnist_flax.evaluation import robustness
 
         robustness.write(trained, split, which)
         return
     mesh = devices.make_mesh()
     model, name = trained.model, f"evaluation_{_SPLIT.value}"
     if _VIEWS.value > 1:
-        model, name = views.look_again(model, config, _VIEWS.value), f"{name}_{_VIEWS.value}_views"
-    evaluation = train.make_evaluate(model, mesh)
-    logits = train.split_logits(evaluation, trained.variables, split, config.eval_batch_size, mesh)
+        model, name = tta.look_again(model, config, _VIEWS.value), f"{name}_{_VIEWS.value}_views"
+    evaluation = step.make_evaluate(model, mesh)
+    logits = step.split_logits(evaluation, trained.variables, split, config.eval_batch_size, mesh)
     scores = which | metrics.evaluate_logits(logits, split.labels)
     path = trained.directory / f"{name}.json"
-    progress.print_scores(scores, trained.class_names)
-    run.write_json(path, scores)
+    terminal.print_scores(scores, trained.class_names)
+    run_dir.write_json(path, scores)
     print(f"written to {path}")
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from absl import flags
 
-from mnist_flax import cli, formats, named
-from mnist_flax.progress import console, table
+from mnist_flax.inference import formats
+from mnist_flax.runtime import cli, model_flags
+from mnist_flax.runtime.terminal import console, table
 
-flags.adopt_module_key_flags(named)
+flags.adopt_module_key_flags(model_flags)
 _FORMAT = flags.DEFINE_enum("format", None, list(formats.FORMATS), "what to write.")
 _OUTPUT = flags.DEFINE_string("output", None, "directory to write to; RUN/export if not given.")
 
@@ -43,12 +44,13 @@ def main(argv: list[str]) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # float32 is exact there: the same file and check on every machine
-    from mnist_flax import data, devices
+    from mnist_flax.data import datasets
+    from mnist_flax.runtime import devices
 
     devices.keep_compiled_programs()
-    trained = named.load(argv[1])
+    trained = model_flags.load(argv[1])
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that no draft is left behind
-    print_export(formats.export(trained, data.load(trained.config), _FORMAT.value, directory))
+    print_export(formats.export(trained, datasets.load(trained.config), _FORMAT.value, directory))
 
 
 if __name__ == "__main__":

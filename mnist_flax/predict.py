@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from mnist_flax import cli, named, threshold
+from mnist_flax.runtime import cli, model_flags, threshold
 
-flags.adopt_module_key_flags(named)
+flags.adopt_module_key_flags(model_flags)
 flags.adopt_module_key_flags(threshold)
 _LAYOUT = flags.DEFINE_enum(
     "layout", "digit", ["digit", "line", "page"], "one digit an image, one line of numbers, or a page of lines."
@@ -30,13 +30,13 @@ class Item(NamedTuple):
     """An image on its way: what was found in it, or why it could not be read."""
 
     name: str
-    sheet: Any = None  # mnist_flax.reading.Sheet
+    sheet: Any = None  # mnist_flax.ocr.page_reader.Sheet
     error: str = ""
 
 
 def image_names(arguments: Sequence[str], listing: Iterable[str]) -> Iterator[Item]:
     """The images that arguments name: files, images right in a directory, and for `-` the lines of `listing`."""
-    from mnist_flax.images import EXTENSIONS
+    from mnist_flax.ocr.decode import EXTENSIONS
 
     for argument in arguments:
         if argument == "-":
@@ -57,12 +57,12 @@ def image_names(arguments: Sequence[str], listing: Iterable[str]) -> Iterator[It
 
 def find(item: Item, layout: str) -> Item:
     """Decodes an image and finds its digits."""
-    from mnist_flax import images, reading
+    from mnist_flax.ocr import decode, page_reader
 
     if item.error:
         return item
     try:
-        return Item(item.name, reading.find(images.load(item.name), layout))
+        return Item(item.name, page_reader.find(decode.load(item.name), layout))
     except cli.UserError as error:
         return Item(item.name, error=str(error))
 
@@ -104,13 +104,13 @@ def check_apart(items: Iterable[Item], directory: Path) -> None:
 
 def write_annotated(item: Item, reading: Any, directory: Path, taken: set[str]) -> None:
     """Writes `<directory>/<name of the image>.png`; images of the same name get numbers."""
-    from mnist_flax import annotate, images
+    from mnist_flax.ocr import annotate, decode
 
     stem = Path(item.name).stem
     name = next(n for n in itertools.chain([stem], (f"{stem}.{i}" for i in itertools.count(2))) if n not in taken)
     taken.add(name)
     path = directory / f"{name}.png"
-    copy = annotate.annotate(images.load(item.name), reading)
+    copy = annotate.annotate(decode.load(item.name), reading)
     path.unlink(missing_ok=True)  # a link there may lead to what the user drew
     copy.save(path)
 
@@ -118,10 +118,10 @@ def write_annotated(item: Item, reading: Any, directory: Path, taken: set[str]) 
 def main(argv: list[str]) -> int:
     if len(argv) < 3:
         raise cli.UserError("name a run directory and images: python -m mnist_flax.predict RUN FILE...")
-    from mnist_flax import reading
-    from mnist_flax import recogniser as recogniser_lib
+    from mnist_flax.inference import classifier as recogniser_lib
+    from mnist_flax.ocr import page_reader
 
-    reading.require_packages()
+    page_reader.require_packages()
     layout = _LAYOUT.value
     directory = Path(_ANNOTATE.value) if _ANNOTATE.value else None
     items: Iterable[Item] = image_names(argv[2:], sys.stdin)
@@ -132,13 +132,13 @@ def main(argv: list[str]) -> int:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cli.UserError(f"--annotate={directory} cannot be made ({error.strerror}): name another") from error
-    reader = recogniser_lib.load_reader(named.load(argv[1]), threshold.FLAG.value)
+    reader = recogniser_lib.load_reader(model_flags.load(argv[1]), threshold.FLAG.value)
 
     failed = False
     taken: set[str] = set()
     for batch in batches(find(item, layout) for item in items):
         sheets = [item.sheet for item in batch if item.sheet]
-        results = iter(reading.recognise(sheets, reader.recogniser, reader.threshold))
+        results = iter(page_reader.recognise(sheets, reader.recogniser, reader.threshold))
         for item in batch:
             if item.sheet is None:
                 failed = True
@@ -149,7 +149,7 @@ def main(argv: list[str]) -> int:
             result = next(results)
             if directory:
                 write_annotated(item, result, directory, taken)
-            shown = {"file": item.name, "layout": layout, **reading.to_json(result)}
+            shown = {"file": item.name, "layout": layout, **page_reader.to_json(result)}
             print(json.dumps(shown) if _JSON.value else show(item.name, result, layout), flush=True)
     return 1 if failed else 0
 

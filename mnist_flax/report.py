@@ -17,9 +17,10 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from numpy.typing import ArrayLike
 
-from mnist_flax import cli, durable, figures, metrics, run
-from mnist_flax import config as config_lib
-from mnist_flax.progress import percent, plain, shown
+from mnist_flax.evaluation import figures, metrics
+from mnist_flax.runtime import cli, files, run_dir
+from mnist_flax.runtime import config as config_lib
+from mnist_flax.runtime.terminal import percent, plain, shown
 
 CAPTIONS = {
     "learning_curves": "How training went. Training values are means over each epoch with dropout and augmentation "
@@ -62,7 +63,7 @@ def write(
     Raises:
       UserError: the directory's metrics.jsonl or config.json cannot be read.
     """
-    recorded = run.read_json(directory / "config.json")
+    recorded = run_dir.read_json(directory / "config.json")
     scores = metrics.evaluate_logits(logits, labels)
     curves = {}
     if "members" not in recorded:
@@ -75,23 +76,23 @@ def write(
     }
     pictures = save_figures(directory, drawn)
     for name in ROBUSTNESS_CAPTIONS:
-        if (path := directory / run.FIGURES / f"{name}.png").exists():
+        if (path := directory / run_dir.FIGURES / f"{name}.png").exists():
             pictures[name] = path.read_bytes()
     path = directory / "report.html"
     text = page(directory.name, summary, scores, class_names, recorded, pictures)
-    durable.write(path, text.encode(errors="backslashreplace"))  # a directory's name may be any bytes
+    files.write(path, text.encode(errors="backslashreplace"))  # a directory's name may be any bytes
     return path
 
 
 def save_figures(directory: Path, drawn: Mapping[str, Any]) -> dict[str, bytes]:
     """Writes `figures/NAME.png` in a directory for each figure; gives the files' contents by name."""
-    (directory / run.FIGURES).mkdir(exist_ok=True)
+    (directory / run_dir.FIGURES).mkdir(exist_ok=True)
     pictures = {}
     for name, figure in drawn.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         pictures[name] = buffer.getvalue()
-        durable.write(directory / run.FIGURES / f"{name}.png", pictures[name])
+        files.write(directory / run_dir.FIGURES / f"{name}.png", pictures[name])
     return pictures
 
 
@@ -102,7 +103,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
       UserError: there is none, or a line is no record.
     """
     try:
-        lines = run.read_text(path).split("\n")
+        lines = run_dir.read_text(path).split("\n")
     except (OSError, ValueError) as error:
         raise cli.UserError(f"{path} cannot be read ({error}): name the directory of a finished run") from error
     records = []
@@ -263,26 +264,29 @@ thead th { border: 0; color: #4a4f57; font-weight: 500; }
 def main(argv: list[str]) -> None:
     if len(argv) != 2:
         raise cli.UserError("name one run directory: python -m mnist_flax.report RUN")
-    from mnist_flax import data, devices, model, train
+    from mnist_flax.data import datasets
+    from mnist_flax.models import cnn
+    from mnist_flax.runtime import devices
+    from mnist_flax.training import step
 
     directory = Path(argv[1])
-    run.read_config(directory)
-    summary = run.read_summary(directory)
+    run_dir.read_config(directory)
+    summary = run_dir.read_summary(directory)
     if summary is None:
         raise cli.UserError(f"{directory} is not finished: run its training command again, then this one")
-    trained = run.load_run(directory)
-    test = data.load(trained.config).test
+    trained = run_dir.load_run(directory)
+    test = datasets.load(trained.config).test
     devices.keep_compiled_programs()
     mesh, batch_size = devices.make_mesh(), trained.config.eval_batch_size
-    evaluation = train.make_evaluate(trained.model, mesh)
-    logits = train.split_logits(evaluation, trained.variables, test, batch_size, mesh)
+    evaluation = step.make_evaluate(trained.model, mesh)
+    logits = step.split_logits(evaluation, trained.variables, test, batch_size, mesh)
     path = write(
         directory,
         summary=summary,
         images=test.images,
         labels=test.labels,
         logits=logits,
-        kernel=model.first_kernel(trained.variables),
+        kernel=cnn.first_kernel(trained.variables),
         class_names=trained.class_names,
     )
     print(f"written: {path}")

@@ -8,9 +8,9 @@ import socket
 
 from absl import flags
 
-from mnist_flax import cli, named, threshold
+from mnist_flax.runtime import cli, model_flags, threshold
 
-flags.adopt_module_key_flags(named)
+flags.adopt_module_key_flags(model_flags)
 flags.adopt_module_key_flags(threshold)
 _HOST = flags.DEFINE_string(
     "host", "127.0.0.1", "address to listen at; 0.0.0.0 lets everyone in who can reach this machine."
@@ -24,14 +24,14 @@ SECONDS_TO_FINISH = 5  # for requests that are under way when the server is stop
 
 def require_packages() -> None:
     """Raises UserError unless the extra that serves is installed."""
-    from mnist_flax import reading
+    from mnist_flax.ocr import page_reader
 
     try:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise cli.UserError(f"{error.name} is not installed: pip install 'mnist_flax[serve]'") from error
-    reading.require_packages()
+    page_reader.require_packages()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -84,15 +84,16 @@ def serve(listener: socket.socket, host: str, directory: str) -> None:
     """
     import uvicorn
 
-    from mnist_flax import connections, recogniser, web
+    from mnist_flax.inference import classifier
+    from mnist_flax.serving import app, http_limits
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    reader = recogniser.load_reader(named.load(directory), threshold.FLAG.value)
-    limits = web.Limits(round(_MAX_MEGABYTES.value * 1e6), round(_MAX_MEGAPIXELS.value * 1e6))
+    reader = classifier.load_reader(model_flags.load(directory), threshold.FLAG.value)
+    limits = app.Limits(round(_MAX_MEGABYTES.value * 1e6), round(_MAX_MEGAPIXELS.value * 1e6))
     server = uvicorn.Server(
         uvicorn.Config(
-            web.make_app(reader, limits, names(host)),
-            http=connections.Protocol,
+            app.make_app(reader, limits, names(host)),
+            http=http_limits.Protocol,
             ws="none",
             log_level=std_logging.ERROR,  # who sends nonsense is told so, and fills no log
             access_log=False,

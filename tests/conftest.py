@@ -25,7 +25,7 @@ def shared_directory(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def mnist_data_dir(request, shared_directory) -> Path:
     """A data_dir with the real MNIST prepared: MNIST_DATA_DIR, else prepared once for all test processes."""
-    from mnist_flax.prepare import prepare
+    from mnist_flax.data.prepare import prepare
 
     if given := os.environ.get("MNIST_DATA_DIR"):
         prepare("mnist", given, str(request.getfixturevalue("mnist_archives")))
@@ -38,13 +38,13 @@ def mnist_data_dir(request, shared_directory) -> Path:
 @pytest.fixture(scope="session")
 def digits_data_dir(shared_directory) -> Path:
     """A data_dir with `digits` prepared and decoded, once for all test processes."""
-    from mnist_flax import data
-    from mnist_flax.config import default_config
+    from mnist_flax.data import datasets
+    from mnist_flax.runtime.config import default_config
 
     directory = shared_directory / "digits_data"
     config = default_config()
     config.dataset, config.data_dir = "digits", str(directory)
-    data.load(config)
+    datasets.load(config)
     return directory
 
 

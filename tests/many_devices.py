@@ -6,8 +6,10 @@ from pathlib import Path
 
 import jax
 
-from mnist_flax import cli, data, devices, loop
-from mnist_flax.config import default_config
+from mnist_flax.data import datasets
+from mnist_flax.runtime import cli, devices
+from mnist_flax.runtime.config import default_config
+from mnist_flax.training import loop
 
 # Everything on that could depend on how a batch is split.
 FIELDS = {
@@ -41,7 +43,7 @@ def fit(directory: Path, count: int, epochs: int | None = None, **fields) -> lis
 
     directory.mkdir(exist_ok=True)
     mesh = devices.make_mesh(jax.devices()[:count])
-    return loop.fit(config, data.load(config), 10, directory, mesh, stop).records
+    return loop.fit(config, datasets.load(config), 10, directory, mesh, stop).records
 
 
 def refusal(**fields) -> str:

@@ -12,7 +12,7 @@ SIZES = {"train": 200, "test": 60}
 
 def contents() -> dict[str, bytes]:
     """The four IDX files, by archive name."""
-    from mnist_flax import idx
+    from mnist_flax.data import idx
 
     generator = np.random.default_rng(0)
     files = {}
@@ -36,7 +36,7 @@ def sums() -> dict[str, str]:
 
 def examples(split: str) -> list[bytes]:
     """The split's examples, sorted: 784 pixels and the label."""
-    from mnist_flax import idx
+    from mnist_flax.data import idx
 
     images, labels = (contents()[name] for name in idx.ARCHIVES[split])
     return sorted(images[16 + 784 * i : 800 + 784 * i] + labels[8 + i : 9 + i] for i in range(SIZES[split]))
@@ -44,8 +44,8 @@ def examples(split: str) -> list[bytes]:
 
 def install(setattr=setattr) -> None:
     """Makes `mnist` mean these archives, in this process; `setattr` may be pytest's monkeypatch.setattr."""
-    from mnist_flax import data, idx, prepare
+    from mnist_flax.data import datasets, idx, prepare
 
     setattr(idx, "SPLIT_SIZES", SIZES)
     setattr(prepare, "CONTENT_SHA256", {"mnist": sums()})
-    setattr(data, "EXAMPLES_SHA256", {})
+    setattr(datasets, "EXAMPLES_SHA256", {})

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+from mnist_flax.experiments.faults import sabotage
+from mnist_flax.experiments.faults.campaign import attack, prepare, summarise
 
-from experiments.faults import sabotage
-from experiments.faults.campaign import attack, prepare, summarise
-from mnist_flax import cli, progress, run
+from mnist_flax.runtime import cli, run_dir, terminal
 
 _TRIALS = flags.DEFINE_integer("trials", 200, "disturbances in all", lower_bound=1)
 _MINUTES = flags.DEFINE_float("minutes", None, "begin no run after this time", lower_bound=0.0)
@@ -39,22 +39,22 @@ def _report(root: Path, records: Sequence[dict[str, Any]], skipped: Sequence[str
     text = f"{len(records)} trials in {runs} runs, {minutes:.0f} minutes\n"
     in_phases = [record for record in records if record["phase"]]
     for rows in (summarise(records, "kind"), summarise(in_phases, "phase")):
-        table = progress.table(*rows[0])
+        table = terminal.table(*rows[0])
         for row in rows:
             table.add_row(*map(str, row.values()))
-        progress.console.print(table)
+        terminal.console.print(table)
         lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(cell) for cell in row.values()] for row in rows)]
         text += "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
     text += "".join(f"\nleft out: {reason}\n" for reason in skipped)
-    progress.console.print(text.splitlines()[0], *(f"left out: {reason}" for reason in skipped), sep="\n")
-    run.write_json(root / "results.json", {"seed": _SEED.value, "trials": list(records), "left_out": list(skipped)})
+    terminal.console.print(text.splitlines()[0], *(f"left out: {reason}" for reason in skipped), sep="\n")
+    run_dir.write_json(root / "results.json", {"seed": _SEED.value, "trials": list(records), "left_out": list(skipped)})
     (root / "results.md").write_text(text)
 
 
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise cli.UserError(f"{argv[1]!r} is no flag: see --help")
-    root = Path(_WORKDIR.value or run.new_directory("faults")).absolute()
+    root = Path(_WORKDIR.value or run_dir.new_directory("faults")).absolute()
     root.mkdir(parents=True, exist_ok=True)
     print(root, flush=True)
     disks = sabotage.can_mount(root / "mount")
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
         for record in new:
             what = record["kind"] + (f" in {record['phase']}" if record["phase"] else "")
             amiss = "; ".join(record["violations"]) or "survived"
-            progress.console.print(f"{record['run']}  {what}: {record['statuses']} {amiss}")
+            terminal.console.print(f"{record['run']}  {what}: {record['statuses']} {amiss}")
     if not records:
         raise cli.UserError("no trial was begun: give it more --minutes")
     _report(root, records, skipped)

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.faults import sabotage
-from experiments.faults.sabotage import Process, Site
-from mnist_flax import cli, run
+from mnist_flax.experiments.faults import sabotage
+from mnist_flax.experiments.faults.sabotage import Process, Site
+
+from mnist_flax.runtime import cli, run_dir
 
 _EARLY = {-15, -2, 130}  # a signal before the command can handle it, when there is nothing to save
 
@@ -199,9 +200,9 @@ def prepare(root: Path) -> dict[str, Any]:
         ended = site.start().end()
         if ended.status:
             raise cli.RunError(f"a run that nothing disturbs fails: {ended.err.strip()[-300:]}")
-        run.write_json(done, sabotage.results(site.workdir))
+        run_dir.write_json(done, sabotage.results(site.workdir))
         site.close(keep=False)
-    return run.read_json(done)
+    return run_dir.read_json(done)
 
 
 def summarise(records: Sequence[dict[str, Any]], by: str) -> list[dict[str, Any]]:

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mnist_flax import cli, prepare, run
+from mnist_flax.data import prepare
+from mnist_flax.runtime import cli, run_dir
 
 # So small that a process takes seconds, most of them imports; with dropout, whose random state resuming must get right.
 EPOCHS = 12
@@ -203,7 +204,7 @@ class Site:
         return (self.workdir / "summary.json").exists()
 
     def _checkpoints(self) -> list[Path]:
-        directory = self.workdir / run.CHECKPOINTS
+        directory = self.workdir / run_dir.CHECKPOINTS
         return list(directory.iterdir()) if directory.exists() else []
 
     def _unfinished(self) -> list[Path]:
@@ -212,7 +213,7 @@ class Site:
     def damage_checkpoint(self, chance: random.Random) -> str:
         """Harms a random file of the newest checkpoint; says what was done."""
         *_, before, newest = self.steps()
-        directory = self.workdir / run.CHECKPOINTS / str(newest)
+        directory = self.workdir / run_dir.CHECKPOINTS / str(newest)
         file = chance.choice(sorted(path for path in directory.rglob("*") if path.is_file() and path.stat().st_size))
         harm = chance.choice(("cut", "flipped", "deleted"))
         content = bytearray(file.read_bytes())
@@ -295,16 +296,16 @@ def results(workdir: Path) -> dict[str, Any]:
     import jax
     from orbax.checkpoint import v1 as ocp
 
-    newest = max(int(path.name) for path in (workdir / run.CHECKPOINTS).iterdir() if path.name.isdigit())
+    newest = max(int(path.name) for path in (workdir / run_dir.CHECKPOINTS).iterdir() if path.name.isdigit())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Orbax reads how the arrays were sharded from a file, and says so
-        state = ocp.load(workdir / run.CHECKPOINTS / str(newest))
+        state = ocp.load(workdir / run_dir.CHECKPOINTS / str(newest))
     digest = hashlib.sha256()
     for key, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
         digest.update(jax.tree_util.keystr(key).encode() + np.asarray(leaf).tobytes())
     timed = ("seconds", "images_per_second")
     records, _ = _read_records(workdir / "metrics.jsonl")
-    summary = run.read_json(workdir / "summary.json")
+    summary = run_dir.read_json(workdir / "summary.json")
     curves, end = read_events(events_file(workdir))
     return {
         "state": digest.hexdigest(),
@@ -358,7 +359,7 @@ def events_file(workdir: Path) -> Path:
     Raises:
       ValueError: there is none, or there are several.
     """
-    (path,) = (workdir / run.TENSORBOARD).glob("events.out.tfevents.*")
+    (path,) = (workdir / run_dir.TENSORBOARD).glob("events.out.tfevents.*")
     return path
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
+from mnist_flax.experiments.record import results, runs
 
-from experiments.record import results, runs
-from mnist_flax import cli, run
-from mnist_flax import config as config_lib
+from mnist_flax.runtime import cli, run_dir
+from mnist_flax.runtime import config as config_lib
 
 _SEEDS = flags.DEFINE_integer("seeds", 5, "runs of each recipe, with seeds 0, 1, ...", lower_bound=2)
 _ENSEMBLE = flags.DEFINE_integer("ensemble", 5, "members of an ensemble", lower_bound=2)
@@ -56,10 +56,11 @@ def main(argv: list[str]) -> int:
     if len(datasets := {config.dataset for config in configs.values()}) > 1:
         raise cli.UserError(f"the recipes are of different datasets ({', '.join(sorted(datasets))}): name two of one")
     if _VIEWS.value > 1:
-        from mnist_flax import train, views
+        from mnist_flax.inference import tta
+        from mnist_flax.training import step
 
         config = configs[_RECIPE.value]
-        views.look_again(train.make_network([config], 10), config, _VIEWS.value)  # refuses a recipe that moves no image
+        tta.look_again(step.make_network([config], 10), config, _VIEWS.value)  # refuses a recipe that moves no image
     place = Path(_WORKDIR.value)
     recipe, reference = (
         [
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> int:
     )
     for training in (*recipe, *reference):  # a finished one is not trained again, and would not be asked
         configs[training.recipe].seed = training.seed
-        run.check_directory(training.directory, configs[training.recipe])
+        run_dir.check_directory(training.directory, configs[training.recipe])
     farewell = "stopped; the same command goes on from here"
     stop = cli.Stop(farewell)
     stop.can_wait = True

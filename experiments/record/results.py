@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from mnist_flax.experiments.record.runs import Training
+from mnist_flax.experiments.summarize import spread
 
-from experiments.record.runs import Training
-from experiments.summarize import spread
-from mnist_flax import durable, metrics, progress, run
-from mnist_flax.cli import RunError
+from mnist_flax.evaluation import metrics
+from mnist_flax.runtime import files, run_dir, terminal
+from mnist_flax.runtime.cli import RunError
 
 Correct = Bool[np.ndarray, " examples"]
 
@@ -36,7 +37,7 @@ def write(place: Path, recipe: Sequence[Training], reference: Sequence[Training]
 
     Ends the process with status 2 where something else stands in the ensemble's place, all else being written.
 
-    With more `views` than one, the recipe is scored with them too: see `mnist_flax.views`.
+    With more `views` than one, the recipe is scored with them too: see `mnist_flax.inference.tta`.
 
     Raises:
       UserError: its images were not moved in training, so there are no views.
@@ -54,11 +55,11 @@ def write(place: Path, recipe: Sequence[Training], reference: Sequence[Training]
     found["train_minutes"] = [summary["train_seconds"] / 60 for summary in summaries]
     found |= {"device": summaries[0]["device"], "dataset": summaries[0]["dataset"], "test_examples": len(labels)}
     names = [Path(each[0].recipe).stem for each in (recipe, reference)]
-    run.write_json(place / "results.json", {"recipe": names[0], "reference": names[1], **found})
+    run_dir.write_json(place / "results.json", {"recipe": names[0], "reference": names[1], **found})
     text = markdown(found, *names)
-    durable.write(place / "results.md", text.encode())
-    progress.console.print(text)
-    progress.console.print(f"written: {place / 'results.json'} and {place / 'results.md'}")
+    files.write(place / "results.md", text.encode())
+    terminal.console.print(text)
+    terminal.console.print(f"written: {place / 'results.json'} and {place / 'results.md'}")
     members = [str(training.directory) for training in recipe[:size]]
     ensemble = place / f"{names[0]}_ensemble_{size}"
     command = [sys.executable, "-m", "mnist_flax.ensemble", *members, f"--workdir={ensemble}"]
@@ -67,7 +68,7 @@ def write(place: Path, recipe: Sequence[Training], reference: Sequence[Training]
         sys.exit(2)  # it has said what is wrong
     if status:
         raise RunError(f"the ensemble {ensemble} ended with status {status}: the same command makes it")
-    progress.console.print(f"written: the ensemble {ensemble}")
+    terminal.console.print(f"written: the ensemble {ensemble}")
 
 
 def score(
@@ -148,19 +149,22 @@ def _said(scores: dict[str, Any]) -> str:
 def _test_logits(
     trainings: Sequence[Training], copies: int = 1
 ) -> tuple[Float[np.ndarray, "runs examples classes"], Any]:
-    from mnist_flax import data, devices, train, views
+    from mnist_flax.data import datasets
+    from mnist_flax.inference import tta
+    from mnist_flax.runtime import devices
+    from mnist_flax.training import step
 
     mesh, logits = devices.make_mesh(), []
-    test = data.load(run.read_config(trainings[0].directory)).test
+    test = datasets.load(run_dir.read_config(trainings[0].directory)).test
     for training in trainings:
-        trained = run.load_run(training.directory)
-        model = views.look_again(trained.model, trained.config, copies) if copies > 1 else trained.model
-        evaluation = train.make_evaluate(model, mesh)
-        logits.append(train.split_logits(evaluation, trained.variables, test, trained.config.eval_batch_size, mesh))
+        trained = run_dir.load_run(training.directory)
+        model = tta.look_again(trained.model, trained.config, copies) if copies > 1 else trained.model
+        evaluation = step.make_evaluate(model, mesh)
+        logits.append(step.split_logits(evaluation, trained.variables, test, trained.config.eval_batch_size, mesh))
     return np.stack(logits), test.labels
 
 
 def _summary(training: Training) -> dict[str, Any]:
-    summary = run.read_summary(training.directory)
+    summary = run_dir.read_summary(training.directory)
     assert summary is not None  # `runs.complete` saw to that
     return summary

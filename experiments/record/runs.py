@@ -11,11 +11,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+from mnist_flax.experiments.benchmarks import cores
 from rich.progress import BarColumn, Progress, TextColumn
 
-from experiments import cores
-from mnist_flax import progress, report, run
-from mnist_flax.cli import RunError, UserError
+from mnist_flax import report
+from mnist_flax.runtime import run_dir, terminal
+from mnist_flax.runtime.cli import RunError, UserError
 
 _POLL_SECONDS = 0.5
 
@@ -60,7 +61,7 @@ def complete(trainings: Sequence[Training], stage: str, processes: int, stop: Ca
     Raises:
       RunError: a run failed; the others were stopped, and resume.
     """
-    waiting = [training for training in trainings if run.read_summary(training.directory) is None]
+    waiting = [training for training in trainings if run_dir.read_summary(training.directory) is None]
     done = len(trainings) - len(waiting)
     shares = _core_shares(processes)
     told = False
@@ -68,9 +69,9 @@ def complete(trainings: Sequence[Training], stage: str, processes: int, stop: Ca
     with _bar(stage, len(trainings)) as show:
         try:
             while waiting or running:
-                held = [training for training in waiting if run.is_claimed(training.directory)]
+                held = [training for training in waiting if run_dir.is_claimed(training.directory)]
                 if held and not told:
-                    progress.console.print(f"waiting for {held[0].name}, which an earlier command still trains")
+                    terminal.console.print(f"waiting for {held[0].name}, which an earlier command still trains")
                     told = True
                 for slot in range(processes):
                     free = [training for training in waiting if training not in held]
@@ -131,9 +132,9 @@ def _bar(stage: str, total: int) -> Iterator[Callable[[int, float], None]]:
         first = done if first is None else first
         return time_left(time.monotonic() - started, done - first, total - done)
 
-    if progress.console.is_terminal:
+    if terminal.console.is_terminal:
         columns = BarColumn(bar_width=None), TextColumn("{task.completed:.1f}/{task.total} runs{task.fields[left]}")
-        with Progress(TextColumn(stage), *columns, console=progress.console, expand=True) as bar:
+        with Progress(TextColumn(stage), *columns, console=terminal.console, expand=True) as bar:
             task = bar.add_task("", total=total, left="")
             yield lambda done, parts: bar.update(task, completed=done + parts, left=left(done + parts))
         return
@@ -143,7 +144,7 @@ def _bar(stage: str, total: int) -> Iterator[Callable[[int, float], None]]:
         about = left(done + parts)
         if done != said:
             said = done
-            progress.console.print(f"{stage}: {done} of {total} runs{about}")
+            terminal.console.print(f"{stage}: {done} of {total} runs{about}")
 
     yield say
 

@@ -1,0 +1,329 @@
+"""The files that a trained model can be exported to: how each is written, loaded back, compared and timed.
+
+A graph takes pixels, uint8 [batch, 28, 28], and gives probabilities, float32 [batch, classes]; safetensors holds the
+parameters alone.
+"""
+
+import contextlib
+import importlib.util
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
+
+from mnist_flax.runtime import cli, files
+from mnist_flax.runtime.run_dir import Run
+
+Images = UInt8[np.ndarray, "batch 28 28"]
+Predict = Callable[[Images], Float[np.ndarray, "batch classes"]]
+
+
+class Format(NamedTuple):
+    """One kind of file: how it is written, how it is loaded back, and how close it has to be."""
+
+    file_name: str
+    packages: tuple[str, ...]  # beyond what training needs
+    write: Callable[[Run, Images, Path], None]  # (run, calibration images, path)
+    load: Callable[[Path], Predict]
+    largest_difference: float  # of a probability, allowed anywhere on the test split
+    largest_loss: float  # of accuracy, allowed on the test split
+
+
+# Float32 results differ by rounding alone. Eight bits may cost one prediction in a hundred at the very most: a
+# sound quantisation costs one in a thousand, a broken one ten in a hundred.
+_EXACT: dict[str, Any] = {"largest_difference": 1e-4, "largest_loss": 1e-3}
+_EIGHT_BITS: dict[str, Any] = {"largest_difference": 1.0, "largest_loss": 1e-2}
+
+CALIBRATION_IMAGES = 1_000
+LATENCY_BATCHES = {1: 200, 256: 30}  # images a call, and how often each side is timed
+ONNX_OPSET = 18  # the first in which all reductions take their axes as jax2onnx gives them
+
+
+# Writing and loading, format by format
+
+
+def export_stablehlo(trained: Run, calibration: Images, path: Path) -> None:
+    """Writes StableHLO as `jax.export` serialises it, for any batch size, on cpu, cuda and tpu."""
+    import jax
+    import jax.numpy as jnp
+    from jax import export
+
+    images = jax.ShapeDtypeStruct(export.symbolic_shape("batch, 28, 28"), jnp.uint8)
+    function = jax.jit(_probabilities(trained))
+    path.write_bytes(export.export(function, platforms=("cpu", "cuda", "tpu"))(images).serialize())
+
+
+def load_stablehlo(path: Path) -> Predict:
+    """The model in a file of `export_stablehlo`, compiled for the device at hand."""
+    import jax
+    from jax import export
+
+    call = jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
+    return lambda images: np.asarray(call(images))
+
+
+def export_onnx(trained: Run, calibration: Images, path: Path) -> None:
+    """Writes an ONNX model by jax2onnx, with a symbolic batch dimension and in standard operators only."""
+    import jax
+    import jax.numpy as jnp
+    import onnx
+    import onnxruntime
+
+    with _quiet():
+        import jax2onnx
+
+        converted = jax2onnx.to_onnx(
+            _probabilities(trained),
+            [jax.ShapeDtypeStruct(("batch", 28, 28), jnp.uint8)],
+            model_name="mnist_flax",
+            opset=ONNX_OPSET,
+            return_mode="proto",  # a file would leave large kernels to another file beside it
+            input_names=["images"],
+            output_names=["probabilities"],
+        )
+    # ONNX Runtime's basic optimisations stay within the standard: transpositions between JAX's layout and that
+    # of ONNX cancel out, biases go into their convolutions, and constant shapes are computed.
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(path)
+    onnxruntime.InferenceSession(converted.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    model = onnx.load(path)
+    standard = [opset for opset in model.opset_import if not opset.domain]
+    del model.opset_import[:]
+    model.opset_import.extend(standard)
+    onnx.helper.set_model_props(model, _metadata(trained))
+    _save_onnx(model, path)
+
+
+def _save_onnx(model, path: Path) -> None:
+    """Checks and writes an ONNX model, without what can be inferred from the rest."""
+    import onnx
+
+    del model.graph.value_info[:]
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def export_int8(trained: Run, calibration: Images, path: Path) -> None:
+    """Writes an ONNX model in eight bits (Jacob et al. 2018): weights a scale a channel, activations a range a tensor.
+
+    Ranges are the extremes seen on the calibration images. Weights take seven of the eight bits, since two products
+    of full ones overflow the 16-bit sums of processors without VNNI: results are then the same on all of them.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._batches = iter(np.array_split(calibration, -(-len(calibration) // 100)))
+
+        def get_next(self) -> dict[str, Images] | None:
+            images = next(self._batches, None)
+            return None if images is None else {"images": images}
+
+    exact = path.with_name("exact.onnx")
+    export_onnx(trained, calibration, exact)
+    with _quiet():
+        quantize_static(
+            exact,
+            path,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=["Conv", "Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Gemm"],
+            extra_options={
+                "OpTypesToExcludeOutputQuantization": ["Gemm"],  # logits stay exact; other outputs are inputs again
+                "QDQDisableWeightAdjustForInt32Bias": True,  # fails on a Gemm with a scale a channel (1.32)
+            },
+        )
+    _save_onnx(onnx.load(path), path)
+
+
+def load_onnx(path: Path) -> Predict:
+    """The model in a file of `export_onnx` or `export_int8`, in ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(["probabilities"], {"images": images})[0]
+
+
+def export_safetensors(trained: Run, calibration: Images, path: Path) -> None:
+    """Writes parameters and running statistics, named `params/conv0_kernel`; the config is in the metadata.
+
+    Those of an ensemble are named `params/member0/conv0_kernel`.
+    """
+    from flax.traverse_util import flatten_dict
+    from safetensors.numpy import save_file
+
+    arrays = {name: np.ascontiguousarray(array) for name, array in flatten_dict(trained.variables, sep="/").items()}
+    save_file(arrays, path, _metadata(trained))
+
+
+def load_safetensors(path: Path) -> Predict:
+    """The model in a file of `export_safetensors`, built anew from the config inside it."""
+    from flax.traverse_util import unflatten_dict
+    from safetensors import safe_open
+
+    from mnist_flax.training import step
+
+    with safe_open(path, "numpy") as file:
+        metadata = {key: json.loads(text) for key, text in file.metadata().items()}
+        variables = unflatten_dict({name: file.get_tensor(name) for name in file.keys()}, sep="/")  # noqa: SIM118
+    configs = [ConfigDict(config) for config in metadata.get("members", [metadata["config"]])]
+    return flax_predict(step.make_network(configs, len(metadata["class_names"])), variables)
+
+
+FORMATS = {
+    "stablehlo": Format("model.stablehlo", ("flatbuffers",), export_stablehlo, load_stablehlo, **_EXACT),
+    "onnx": Format("model.onnx", ("jax2onnx", "onnx", "onnxruntime"), export_onnx, load_onnx, **_EXACT),
+    "onnx-int8": Format("model_int8.onnx", ("jax2onnx", "onnx", "onnxruntime"), export_int8, load_onnx, **_EIGHT_BITS),
+    "safetensors": Format("model.safetensors", ("safetensors",), export_safetensors, load_safetensors, **_EXACT),
+}
+
+
+def flax_predict(network: Any, variables: Mapping[str, Any]) -> Predict:
+    """The Flax model itself, in float32, from pixels to probabilities: what every export is held against."""
+    import jax
+
+    from mnist_flax.models import cnn
+
+    network = network.clone(compute_dtype=np.dtype("float32"))
+    apply = jax.jit(lambda variables, images: jax.nn.softmax(network.apply(variables, cnn.normalize(images))))
+    return lambda images: np.asarray(apply(variables, images))
+
+
+def _probabilities(trained: Run) -> Callable:
+    from mnist_flax.models import folded
+
+    parameters = folded.fold_batch_norm(trained.model, trained.variables)
+    return lambda images: folded.probabilities(trained.model, parameters, images)
+
+
+def _metadata(trained: Run) -> dict[str, str]:
+    """What a file says about itself, as texts: the run's config (or those of its members), the names of the classes."""
+    metadata = {"config": trained.config.to_dict(), "class_names": trained.class_names}
+    if trained.members:
+        metadata["members"] = [config.to_dict() for config in trained.members]
+    return {key: json.dumps(value) for key, value in metadata.items()}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what converters warn of: what counts is the comparison of results."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+# Checking
+
+
+class Comparison(NamedTuple):
+    """How an export stands beside the Flax model, on a whole split."""
+
+    examples: int
+    accuracy: float
+    flax_accuracy: float
+    largest_difference: float  # of a probability
+
+
+def compare(exported: Predict, reference: Predict, split, batch_size: int) -> Comparison:
+    """Compares two models on every example of a `datasets.Split`, in batches; the last may be smaller."""
+    batches = [split.images[i : i + batch_size] for i in range(0, len(split.images), batch_size)]
+    ours, theirs = (np.concatenate([predict(batch) for batch in batches]) for predict in (exported, reference))
+    accuracy, flax_accuracy = (float((p.argmax(1) == split.labels).mean()) for p in (ours, theirs))
+    difference = float(np.abs(ours - theirs).max())
+    return Comparison(len(ours), accuracy, flax_accuracy, difference if np.isfinite(ours).all() else float("inf"))
+
+
+def check(comparison: Comparison, kind: Format) -> None:
+    """Raises RunError for an export that does not do what the Flax model does."""
+    difference, loss = comparison.largest_difference, comparison.flax_accuracy - comparison.accuracy
+    if difference > kind.largest_difference or loss > kind.largest_loss:
+        raise cli.RunError(
+            f"the exported model differs from the Flax model, so it was not kept: probabilities by up to "
+            f"{difference:.2g} (allowed: {kind.largest_difference:g}), accuracy {comparison.accuracy:.2%} instead of "
+            f"{comparison.flax_accuracy:.2%} (allowed loss: {kind.largest_loss:.2%}); try another --format"
+        )
+
+
+class Latency(NamedTuple):
+    """Milliseconds a call: median and quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+def latencies(models: Mapping[str, Predict], images: Images, repeats: int) -> dict[str, Latency]:
+    """Times models in turns on the same images, so that whatever else the machine does falls on all alike."""
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for repeat in range(-3, repeats):  # the first calls compile and warm up
+        for name, predict in models.items():
+            start = time.perf_counter()
+            predict(images)
+            if repeat >= 0:
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: Latency(*np.percentile(values, (50, 25, 75)).tolist()) for name, values in times.items()}
+
+
+def check_packages(name: str) -> None:
+    """Raises UserError if a format needs a package that is not installed."""
+    missing = [package for package in FORMATS[name].packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise cli.UserError(f"--format={name} needs {', '.join(missing)}: run pip install 'mnist_flax[export]'")
+
+
+class Export(NamedTuple):
+    """A finished export and what was measured of it."""
+
+    name: str  # of the format
+    path: Path
+    comparison: Comparison
+    latencies: dict[int, dict[str, Latency]]  # by batch size, then by model: the format's name and "Flax"
+
+
+def export(trained: Run, splits, name: str, directory: Path) -> Export:
+    """Writes a run in the format `name` into `directory`, once it has proved itself on the test split of `splits`.
+
+    Raises:
+      UserError: a package is missing, or the directory cannot be written.
+      RunError: the file does not reproduce the Flax model; nothing is left behind.
+    """
+    check_packages(name)
+    kind = FORMATS[name]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        workplace = tempfile.TemporaryDirectory(prefix=".export-", dir=directory)
+    except OSError as error:
+        raise cli.UserError(f"{directory} cannot be written ({error.strerror}): choose another --output") from error
+    with workplace as temporary:
+        draft = Path(temporary) / kind.file_name
+        kind.write(trained, calibration_images(splits.train.images), draft)
+        models = {name: kind.load(draft), "Flax": flax_predict(trained.model, trained.variables)}
+        comparison = compare(models[name], models["Flax"], splits.test, trained.config.eval_batch_size)
+        check(comparison, kind)
+        timings = {
+            batch: latencies(models, np.resize(splits.test.images, (batch, 28, 28)), repeats)
+            for batch, repeats in LATENCY_BATCHES.items()
+        }
+        files.write(directory / kind.file_name, draft.read_bytes())
+    return Export(name, directory / kind.file_name, comparison, timings)
+
+
+def calibration_images(images: Images) -> Images:
+    """About `CALIBRATION_IMAGES` of the training images, evenly spaced."""
+    return images[:: -(-len(images) // CALIBRATION_IMAGES)]

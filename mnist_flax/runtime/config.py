@@ -1,0 +1,344 @@
+"""Finding, loading and checking configs: every mistake is found here, before any work starts."""
+
+import difflib
+import importlib.util
+import os
+import re
+import runpy
+import sys
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from mnist_flax.runtime import cli
+from mnist_flax.runtime.cli import UserError
+
+_PACKAGE = Path(__file__).resolve().parent
+# An installed package carries the recipes inside; a clone has them beside the package.
+RECIPES = next(d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if (d / "default.py").exists())
+
+_CHOICES = {
+    "dataset": ("mnist", "fashion_mnist", "kmnist", "digits"),
+    "feed": ("device", "stream"),
+    "model.padding": ("SAME", "VALID"),
+    "model.pooling": ("max", "avg"),
+    "model.head": ("flatten", "average"),
+    "model.compute_dtype": ("auto", "float32", "bfloat16"),
+    "model.conv": ("auto", "matmul", "mixed", "lax"),
+    "optimizer.name": ("adam", "adamw", "sgd", "lion", "muon"),
+    "optimizer.schedule": ("constant", "exponential", "cosine", "one_cycle"),
+    "checkpoint.select": ("last", "best"),
+}
+_LARGEST = 3.4028234663852886e38  # float32, in which training computes, has no larger number
+# Lowest and highest value allowed, both included.
+_RANGES = {
+    "seed": (0, 2**31 - 1),
+    "validation_examples": (0, None),
+    "train_examples": (1, None),
+    "model.batch_norm_momentum": (0.0, 1.0),
+    "model.conv_dropout_rate": (0.0, 0.99),
+    "model.dropout_rate": (0.0, 0.99),
+    "optimizer.learning_rate": (0.0, None),
+    "optimizer.warmup_epochs": (0.0, None),
+    "optimizer.decay_rate": (1e-6, 1.0),
+    "optimizer.final_scale": (0.0, 1.0),
+    "optimizer.b1": (0.0, 0.999999),
+    "optimizer.b2": (0.0, 0.999999),
+    "optimizer.eps": (1e-30, None),  # where a gradient is 0, 0 would be divided by it
+    "optimizer.momentum": (0.0, 0.999999),
+    "optimizer.weight_decay": (0.0, None),
+    "optimizer.clip_norm": (0.0, None),
+    "optimizer.accumulate_steps": (1, None),
+    "optimizer.ema_decay": (0.0, 0.999999),
+    "optimizer.label_smoothing": (0.0, 0.999),
+    "augment.rotation": (0.0, 180.0),
+    "augment.shift": (0.0, 28.0),
+    "augment.zoom": (0.0, 0.9),
+    "augment.shear": (0.0, 2.0),
+    "augment.elastic_alpha": (0.0, None),
+    "augment.elastic_sigma": (0.1, 28.0),
+    "augment.cutout": (0.0, 28.0),
+    "augment.filter": (0.0, 1.0),
+    "augment.strokes": (0.0, 14.0),
+    "augment.invert": (0.0, 1.0),
+    "augment.tone": (0.0, 1.0),
+    "augment.clouds": (0.0, 1.0),
+    "augment.specks": (0.0, 1.0),
+    "augment.probability": (0.0, 1.0),
+    "augment.final_epochs": (0.0, None),
+    "augment.final_scale": (0.0, 1.0),
+    "num_epochs": (1, None),
+    "batch_size": (1, None),
+    "eval_batch_size": (1, 65_536),
+    "target_accuracy": (0.0, 1.0),
+    "patience": (0, None),
+    "checkpoint.keep": (1, None),
+}
+_OPTIONAL = {"data_dir": str, "archive_dir": str, "validation_examples": int, "train_examples": int}  # may be None
+_MOST_WHOLE = 2**31 - 1  # a step is an int32
+_MOST_PARAMETERS = 2**28  # 1 GiB in float32, and Adam keeps two more of each
+# Lowest and highest entry of the tuples that hold one entry a convolutional layer.
+_PER_LAYER = {"kernel_sizes": (1, 7), "strides": (1, 2), "pool_sizes": (1, 4)}
+
+
+def define_flag(argv: Sequence[str] | None = None) -> tuple[flags.FlagHolder, list[str]]:
+    """Defines `--config` and its overrides `--config.KEY=VALUE`; gives the flag and the arguments to parse.
+
+    `configs/NAME.py` names a recipe of the project from any directory, unless such a file is there.
+    """
+    program, *arguments = _joined(sys.argv if argv is None else argv)
+    # ml_collections wants the recipe before its overrides; to a user their order means nothing.
+    recipes = [_find_recipe(argument) for argument in arguments if argument.startswith("--config=")]
+    arguments = [program, *recipes, *(argument for argument in arguments if not argument.startswith("--config="))]
+    _make_recipes_importable()
+    config_flags.register_flag_parser_for_type(int, _IntegerOrNone())
+    config_flags.register_flag_parser_for_type(str, _TextOrNone())
+    try:
+        _check_names(arguments)
+        if recipes:
+            _try_recipe(recipes[-1].partition("=")[2])
+        with cli.flag_errors():
+            holder = config_flags.DEFINE_config_file(
+                "config",
+                str(RECIPES / "default.py"),
+                "recipe to run, a Python file whose get_config() returns a ConfigDict; "
+                "override any field with --config.KEY=VALUE.",
+                sys_argv=arguments,  # which it reads at once, before any command is there to report a mistake
+            )
+    except UserError as error:
+        cli.print_error(error)
+        sys.exit(2)
+    return holder, arguments
+
+
+def recipe_path() -> str:
+    """Path of the recipe that `--config` named."""
+    return config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]  # get_config's argument follows
+
+
+# With ml_collections' own parsers no field could be set back to None.
+class _IntegerOrNone(flags.IntegerParser):
+    def parse(self, argument):
+        return None if argument == "None" else super().parse(argument)
+
+
+class _TextOrNone(flags.ArgumentParser):
+    def parse(self, argument):
+        return None if argument == "None" else super().parse(argument)
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """The arguments with `--config PATH`, in any spelling of absl's, as one word `--config=PATH`."""
+    words = iter(argv)
+    joined = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in ("--config", "-config"):
+            word = f"--config={os.path.expanduser(value if equals else next(words, ''))}"
+        joined.append(word)
+    return joined
+
+
+def _check_names(arguments: Sequence[str]) -> None:
+    fields = flatten(default_config())
+    for key in (found[1] for argument in arguments if (found := re.match(r"--?config\.([^=]+)", argument))):
+        if group := [name for name in fields if name.startswith(f"{key}.")]:
+            raise UserError(f"config.{key} is a group of fields: override one, such as config.{group[0]}")
+        if key not in fields:
+            raise _unknown(key, fields)
+
+
+def _unknown(key: str, fields: Iterable[str]) -> UserError:
+    near = difflib.get_close_matches(key, fields, n=1)
+    hint = f"did you mean config.{near[0]}?" if near else "configs/default.py has them all"
+    return UserError(f"config.{key} is no known field: {hint}")
+
+
+def _try_recipe(name: str) -> None:
+    """Runs the recipe that `--config` names: ml_collections would bury what is wrong with one.
+
+    Raises:
+      UserError: it is no file, or fails; the line is named.
+    """
+    path, _, argument = name.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"{path or 'an empty name'} is no file: name a recipe, such as configs/default.py")
+    try:
+        get_config = runpy.run_path(path).get("get_config")
+        if get_config is None:
+            raise UserError(f"{path} has no function get_config(): see configs/default.py")
+        if (get_config(argument) if argument else get_config()) is None:
+            raise UserError(f"{path}: get_config() returns nothing: end it with `return config`")
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        where = f", line {line}" if line else ""
+        raise UserError(f"{path}{where}: {type(error).__name__}: {cli.reason(error)}") from error
+
+
+def _find_recipe(argument: str) -> str:
+    file = argument.removeprefix("--config=").partition(":")[0]
+    shipped = file.startswith("configs/") and file.endswith(".py") and (RECIPES.parent / file).exists()
+    return argument.replace(file, str(RECIPES.parent / file), 1) if shipped and not Path(file).exists() else argument
+
+
+def _make_recipes_importable() -> None:
+    """Lets a recipe say `from configs import default`, wherever the command was started."""
+    if "configs" not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            "configs", RECIPES / "__init__.py", submodule_search_locations=[str(RECIPES)]
+        )
+        assert spec and spec.loader
+        sys.modules["configs"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["configs"])
+
+
+def default_config() -> ConfigDict:
+    """The reference recipe, which defines which fields exist and what type each has."""
+    _make_recipes_importable()
+    from configs import default
+
+    return default.get_config()
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses a config that training could not run, with one line.
+
+    Raises:
+      UserError: a field that is unknown or missing, of the wrong type, out of range, or at odds with another.
+    """
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config() must return an ml_collections.ConfigDict, not {type(config).__name__}")
+    values = flatten(config)
+    _check_fields(values, flatten(default_config()))
+    for key, choices in _CHOICES.items():
+        if values[key] not in choices:
+            raise UserError(f"config.{key}={values[key]!r} is unknown: use one of {', '.join(choices)}")
+    for key, (low, high) in _RANGES.items():
+        value = values[key]
+        most = _MOST_WHOLE if isinstance(low, int) else _LARGEST
+        if value is not None and not low <= value <= (most if high is None else high):  # nor NaN
+            finite = ", finite in float32" if isinstance(value, float) else ""
+            span = f"at least {low}{finite}" if high is None else f"from {low} to {high}"
+            raise UserError(f"config.{key}={value} is out of range: use a number {span}")
+    for key in ("data_dir", "archive_dir"):
+        if values[key] is not None and not _is_path(values[key]):
+            raise UserError(f"config.{key}={values[key]!r} cannot be the name of a directory")
+    last_size = _check_model(config.model)
+    if config.batch_size % config.optimizer.accumulate_steps:
+        raise UserError(
+            f"config.optimizer.accumulate_steps={config.optimizer.accumulate_steps} must divide "
+            f"config.batch_size={config.batch_size}"
+        )
+    lonely = config.model.logits_batch_norm or (config.model.batch_norm and last_size == 1)
+    if lonely and config.batch_size == config.optimizer.accumulate_steps:
+        raise UserError(
+            "batch norm learns nothing from one number at a time, which it makes 0: "
+            "use a larger config.batch_size, or fewer config.optimizer.accumulate_steps"
+        )
+    for key in ("optimizer.warmup_epochs", "augment.final_epochs"):
+        if values[key] > config.num_epochs:
+            raise UserError(
+                f"config.{key}={values[key]:g} is longer than the run: "
+                f"use at most config.num_epochs={config.num_epochs}"
+            )
+    for key, wanted in (
+        ("checkpoint.select", config.checkpoint.select == "best"),
+        ("target_accuracy", config.target_accuracy > 0),
+        ("patience", config.patience > 0),
+    ):
+        if wanted and config.validation_examples == 0:
+            raise UserError(f"config.{key}={values[key]} needs validation data: set config.validation_examples")
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(Path(text).expanduser())
+    except (ValueError, RuntimeError):  # half a surrogate pair; the home of nobody
+        return False
+
+
+def _check_fields(values: Mapping, reference: Mapping) -> None:
+    for key in values:
+        if key not in reference:
+            raise _unknown(key, reference)
+    for key, default in reference.items():
+        if key not in values:
+            raise UserError(f"config.{key} is missing: start the recipe from configs/default.py")
+        value = values[key]
+        kind = _OPTIONAL.get(key, type(default))
+        if key in _OPTIONAL and value is None:
+            continue
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise UserError(f"config.{key}={value!r} must be of type {kind.__name__}")
+
+
+def _check_model(model: ConfigDict) -> int:
+    """Gives the number of rows after the last convolution, before its pooling."""
+    layers = len(model.channels)
+    if not layers:
+        raise UserError("config.model.channels is empty: give at least one convolutional layer")
+    for key in ("channels", "dense"):
+        if not all(isinstance(width, int) and 1 <= width <= 65_536 for width in model[key]):
+            raise UserError(f"config.model.{key}={model[key]} must hold whole numbers from 1 to 65536")
+    for key, (low, high) in _PER_LAYER.items():
+        if not all(isinstance(entry, int) and low <= entry <= high for entry in model[key]):
+            raise UserError(f"config.model.{key}={model[key]} must hold whole numbers from {low} to {high}")
+        if len(model[key]) not in (1, layers):
+            raise UserError(
+                f"config.model.{key}={model[key]} must hold one entry, or one for each of the {layers} entries "
+                f"of config.model.channels={model.channels}"
+            )
+    size, inputs, parameters = 28, 1, 0
+    shapes = zip(model.channels, *(per_layer(model[key], layers) for key in _PER_LAYER), strict=True)
+    for outputs, kernel, stride, pool in shapes:
+        parameters += kernel**2 * inputs * outputs
+        inputs = outputs
+        convolved = -(-size // stride) if model.padding == "SAME" else (size - kernel) // stride + 1
+        size = convolved // pool
+        if size < 1:
+            raise UserError("config.model shrinks the image to nothing: use fewer or smaller pools, or SAME")
+    inputs *= 1 if model.head == "average" else size**2
+    for outputs in model.dense:
+        parameters += inputs * outputs
+        inputs = outputs
+    if parameters > _MOST_PARAMETERS:
+        raise UserError(
+            f"config.model has {parameters:,} parameters, more than {_MOST_PARAMETERS:,}: "
+            "use fewer config.model.channels or config.model.dense"
+        )
+    return convolved
+
+
+def per_layer(values: Sequence[int], layers: int) -> tuple[int, ...]:
+    """One entry for each of `layers` layers: a single entry holds for all of them."""
+    return tuple(values) * layers if len(values) == 1 else tuple(values)
+
+
+def flatten(config: Mapping, prefix: str = "") -> dict:
+    """Fields under dotted names: {"optimizer": {"b1": 0.9}} gives {"optimizer.b1": 0.9}."""
+    fields: dict = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        fields |= flatten(value, f"{name}.") if isinstance(value, ConfigDict | Mapping) else {name: value}
+    return fields
+
+
+def differences(recorded: Mapping, wanted: Mapping) -> list[str]:
+    """Lines `KEY: recorded -> wanted` for each field that differs, but for where data lie, and `debug`."""
+    old, new = flatten(recorded), flatten(wanted)
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = (_plain(fields.get(key)) for fields in (old, new))
+        if before != after and key not in ("data_dir", "archive_dir", "debug"):
+            lines.append(f"{key}: {before!r} -> {after!r}")
+    return lines
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,362 @@
+"""The run directory: what training records, and what every other tool reads."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from mnist_flax.runtime import config as config_lib
+from mnist_flax.runtime import files
+from mnist_flax.runtime.cli import UserError, reason
+
+_PACKAGES = "mnist_flax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "grain", "numpy"
+CHECKPOINTS, FIGURES, TENSORBOARD = "checkpoints", "figures", "tb"
+MOST_JSON = 2**26  # bytes of a file that is read whole: far more than a run writes
+MOST_MEMBERS = 1_000  # of an ensemble
+
+
+class Run(NamedTuple):
+    """A trained model, read back from its run directory, or an ensemble of such models."""
+
+    directory: Path
+    config: ConfigDict  # of an ensemble, that of its first member
+    model: Any  # mnist_flax.models.cnn.CNN or Ensemble
+    variables: dict  # {"params", "batch_stats"}: what model.apply takes
+    class_names: tuple[str, ...]
+    members: tuple[ConfigDict, ...] = ()  # of an ensemble
+
+
+def new_directory(config_name: str, root: Path = Path("runs")) -> Path:
+    """A path `runs/<config name>/<UTC time>`, to the microsecond: runs started at once differ. It is not created."""
+    return root / config_name / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%fZ")
+
+
+def distinct(names: Sequence[str]) -> list[Path]:
+    """Run directories as absolute paths; raises UserError if one is named more than once."""
+    paths = [Path(name).resolve() for name in names]
+    if len(set(paths)) < len(paths):
+        raise UserError(f"{max(paths, key=paths.count)} is named more than once: name each run once")
+    return paths
+
+
+def read_summary(directory: Path) -> dict | None:
+    """The summary of a finished run, or None.
+
+    Raises:
+      UserError: it is damaged: not an object of texts and finite numbers, or a share or a time that cannot be.
+    """
+    path = directory / "summary.json"
+    if not path.exists():
+        return None
+    summary = read_json(path)
+    whole = isinstance(summary, dict) and {"dataset", "device", "seed"} <= summary.keys()
+    if not whole or not all(_can_be(name, value) for name, value in summary.items()):
+        raise UserError(f"{path} is damaged: restore it, or delete it and run the training command again")
+    return summary
+
+
+def _can_be(name: str, value: Any) -> bool:
+    """Whether a field of summary.json has a value that the other tools can show, and a terminal can print."""
+    if not (name.isprintable() and str(value).isprintable()):
+        return False
+    if name in ("dataset", "device"):
+        return isinstance(value, str)
+    if value is None:
+        return name in ("train_accuracy", "validation_accuracy")  # of a split that has no example
+    if isinstance(value, bool | str):
+        return not name.endswith(("accuracy", "seconds")) and name not in ("seed", "parameters", "steps", "epochs")
+    if not isinstance(value, int | float) or not abs(value) <= 2**63 or not math.isfinite(value):
+        return False
+    return 0 <= value <= 1 if name.endswith("accuracy") else value >= 0 or not name.endswith("seconds")
+
+
+def check_directory(directory: Path, config: ConfigDict) -> None:
+    """Refuses a directory that this config can neither start nor resume in.
+
+    Raises:
+      UserError: it holds another run, or is no run directory at all.
+    """
+    if not is_recorded(directory, "a run directory"):
+        return
+    if read_members(directory):
+        raise UserError(f"--workdir={directory} holds an ensemble: use another directory")
+    if changes := config_lib.differences(read_config(directory), config):
+        raise UserError(
+            f"--workdir={directory} holds a run of another config ({'; '.join(changes)}): use another directory"
+        )
+
+
+def is_recorded(directory: Path, kind: str) -> bool:
+    """Whether there is a config.json; raises UserError for a file, or a directory of other things (no `kind`)."""
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"--workdir={directory} is a file: name a directory")
+    recorded = (directory / "config.json").exists()
+    if not recorded and directory.exists() and {path.name for path in directory.iterdir()} - _UNRECORDED:
+        raise UserError(f"--workdir={directory} is neither empty nor {kind}: use another directory")
+    return recorded
+
+
+_LOCK = ".lock"
+_UNRECORDED = {_LOCK, "config.json.tmp"}  # what may be there before config.json
+
+
+@contextlib.contextmanager
+def claim(directory: Path) -> Iterator[None]:
+    """Creates the directory if need be, and holds it for this process; the system lets go when the process ends.
+
+    Raises:
+      UserError: another process trains there, or the directory cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / _LOCK).open("a")
+    except OSError as error:
+        raise UserError(f"--workdir={directory} cannot be written ({error.strerror}): use another directory") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is training in --workdir={directory}: wait for it, or stop it") from None
+        yield
+
+
+def is_claimed(directory: Path) -> bool:
+    """Whether a process holds the directory just now."""
+    try:
+        with (directory / _LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # nobody ever has
+        pass
+    return False
+
+
+def write_config(
+    directory: Path, config: ConfigDict, device: Mapping[str, Any], members: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Writes config.json, unless that of a run is there: the config and what it ran on.
+
+    `members` are an ensemble's, as `ensemble.read_member` gives them.
+    """
+    if members or not (directory / "config.json").exists():
+        environment = {
+            "versions": {name: _version(name) for name in _PACKAGES},
+            "device": dict(device),
+            "git_revision": _git_revision(),
+        }
+        ensemble = {"members": list(members)} if members else {}
+        write_json(directory / "config.json", {"config": config.to_dict(), **environment, **ensemble})
+
+
+def read_config(directory: Path) -> ConfigDict:
+    """The config that a run recorded.
+
+    Raises:
+      UserError: there is no run, or its config.json was damaged.
+    """
+    return _config(directory, read_recorded(directory)["config"])
+
+
+def read_members(directory: Path) -> list[dict[str, Any]]:
+    """What an ensemble recorded of its members: path, seed, test_accuracy, config (a ConfigDict); [] for a run.
+
+    Raises:
+      UserError: there is neither, or its config.json was damaged.
+    """
+    members = read_recorded(directory).get("members", [])
+    kinds = {"path": str, "seed": int, "test_accuracy": float}
+    try:
+        if len(members) > MOST_MEMBERS:
+            raise ValueError(f"more than {MOST_MEMBERS} members")
+        if any(type(member[name]) is not kind for member in members for name, kind in kinds.items()):
+            raise TypeError("a field of another type")
+        return [
+            {name: member[name] for name in kinds} | {"config": _config(directory, member["config"])}
+            for member in members
+        ]
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
+        raise UserError(f"{directory / 'config.json'} was damaged: make the ensemble anew elsewhere") from error
+
+
+def read_recorded(directory: Path) -> dict[str, Any]:
+    """All of config.json.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    path = directory / "config.json"
+    if not path.exists():
+        raise UserError(f"{directory} is no run directory: it has no config.json")
+    recorded = read_json(path)
+    if not isinstance(recorded, dict) or not isinstance(recorded.get("config"), dict):
+        raise UserError(f"{path} does not describe a run: restore it, or train anew in another directory")
+    return recorded
+
+
+def _config(directory: Path, fields: Mapping[str, Any]) -> ConfigDict:
+    path, config = directory / "config.json", config_lib.default_config()
+    try:
+        values = config_lib.flatten(fields)
+        for key, default in config_lib.flatten(config).items():
+            if isinstance(default, tuple) and isinstance(values.get(key), list):
+                values[key] = tuple(values[key])
+        config.unlock()
+        config.update_from_flattened_dict(values)
+        config.lock()
+        config_lib.check(config)
+    except (UserError, TypeError, ValueError, AttributeError, KeyError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path} was damaged or is from another version: {reason(error)}") from error
+    return config
+
+
+def load_run(directory: Path | str, which: str | None = None) -> Run:
+    """The model of a run, from its `last` or `best` checkpoint; by default the one that the config selects.
+
+    Also that of an ensemble, which has one checkpoint.
+
+    Raises:
+      UserError: there is no such run, or no such checkpoint.
+      RunError: its checkpoint cannot be read.
+    """
+    directory = Path(directory)
+    config, members = read_config(directory), read_members(directory)
+    if not (directory / CHECKPOINTS).is_dir():
+        ways = "run its command again" if members else "let the run finish an epoch"
+        raise UserError(f"{directory} has no checkpoint yet: {ways}")
+    if members and which:
+        raise UserError(f"{directory} is an ensemble, whose members were chosen when it was made: drop --checkpoint")
+    from mnist_flax.data import datasets
+    from mnist_flax.runtime import devices
+    from mnist_flax.training import checkpoint, step
+
+    names, mesh = datasets.CLASS_NAMES[config.dataset], devices.make_mesh()
+    configs = tuple(member["config"] for member in members)
+    network = step.make_network(configs or (config,), len(names))
+    if members:
+        variables, _ = checkpoint.load(directory / CHECKPOINTS, "last", step.abstract_variables(network, mesh))
+    else:
+        abstract = step.abstract_state(config, len(names), mesh)
+        state, _ = checkpoint.load(directory / CHECKPOINTS, which or config.checkpoint.select, abstract)
+        variables = state.variables()
+    return Run(directory, config, network, variables, names, configs)
+
+
+class Metrics:
+    """metrics.jsonl and the TensorBoard file of a run: one record an epoch and split, in order."""
+
+    def __init__(self, directory: Path | None, text: str):
+        """Starts from the lines that a restored checkpoint holds: both files are written anew, and hold no others.
+
+        Without a directory nothing is written: another process of the job does that.
+        """
+        from tensorboardX import event_file_writer
+        from tensorboardX.proto import event_pb2
+
+        self.text = text  # of metrics.jsonl; put together only once, since a checkpoint takes all of it every epoch
+        self.records: list[dict] = [json.loads(line) for line in text.splitlines()]
+        self._tensorboard: Any = None
+        if directory is None:
+            return
+        self._path = directory / "metrics.jsonl"
+        files.write(self._path, text.encode())
+        events = directory / TENSORBOARD
+        events.mkdir(exist_ok=True)
+        for earlier in events.glob("events.out.tfevents.*"):
+            earlier.unlink()
+        self._began = time.time() - (self.records[-1]["seconds"] if self.records else 0)
+        # Written by this thread: the thread of a SummaryWriter keeps lines back for minutes, and dies of a full disk.
+        self._tensorboard = event_file_writer.EventsWriter(str(events / "events"), f".{os.getpid()}")
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # has TensorBoard forget what it showed before
+        self._tensorboard.write_event(event_pb2.Event(wall_time=self._began, step=0, session_log=start))
+        self._add_to_tensorboard(self.records)
+
+    def append(self, *records: dict) -> None:
+        """Adds the records of an epoch; they are on the disk when this returns."""
+        lines = "".join(f"{json.dumps(record)}\n" for record in records)
+        self.records += records
+        self.text += lines
+        if self._tensorboard is None:
+            return
+        with self._path.open("a") as file:
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        self._add_to_tensorboard(records)
+
+    def close(self) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _add_to_tensorboard(self, records: Sequence[dict]) -> None:
+        from tensorboardX import summary
+        from tensorboardX.proto.event_pb2 import Event
+
+        for record in records:
+            for name, value in record.items():
+                if name not in ("step", "epoch", "split") and value is not None:
+                    scalar = summary.scalar(f"{record['split']}/{name}", value)
+                    wall_time = self._began + record["seconds"]
+                    self._tensorboard.write_event(Event(wall_time=wall_time, step=record["step"], summary=scalar))
+        self._tensorboard.flush()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    files.write(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content.
+
+    Raises:
+      UserError: it is missing or damaged, no regular file, or larger than `MOST_JSON`.
+    """
+    try:
+        return json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}): restore it, or name another directory") from error
+
+
+def read_text(path: Path) -> str:
+    """A text file's content.
+
+    Raises:
+      OSError: it is missing or may not be read.
+      ValueError: it is no regular file (a pipe would be waited for), larger than `MOST_JSON`, or no UTF-8.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")
+    with path.open("rb") as file:
+        content = file.read(MOST_JSON + 1)
+    if len(content) > MOST_JSON:
+        raise ValueError(f"it is larger than {MOST_JSON:,} bytes")
+    return content.decode()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None  # run from a clone that was not installed
+
+
+def _git_revision() -> str | None:
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

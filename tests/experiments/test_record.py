@@ -1,0 +1,141 @@
+import json
+import signal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mnist_flax.experiments.record import results, runs
+from scipy import special
+
+from mnist_flax.runtime import run_dir
+from tests.commands import command, finish, refusal, start, wait_for
+
+SMALL = [
+    "--config.dataset=digits",
+    "--config.num_epochs=2",
+    "--config.optimizer.warmup_epochs=0.5",
+    "--config.model.channels=(4,)",
+    "--config.model.kernel_sizes=(3,)",
+    "--config.model.strides=(1,)",
+    "--config.model.pool_sizes=(2,)",
+]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_mcnemar_is_the_exact_binomial_test(pairs):
+    first, second = np.array(pairs).T
+    found = results.mcnemar(first, second)
+    b, c = (sum(x and not y for x, y in each) for each in (pairs, [(y, x) for x, y in pairs]))
+    assert (found["only_first"], found["only_second"]) == (b, c)
+    tail = sum(special.comb(b + c, k, exact=True) for k in range(min(b, c) + 1)) / 2 ** (b + c)
+    assert found["p_value"] == pytest.approx(min(1.0, 2 * tail))
+
+
+def test_scores_are_paired_by_seed_and_ensembles_share_no_run():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 10, 50)
+    logits = random.normal(size=(2, 4, 50, 10)) + 2 * np.eye(10)[labels]
+    found = results.score(*logits, labels, 2)
+    right = logits.argmax(-1) == labels
+    np.testing.assert_allclose(found["difference"]["values"], right.mean(-1)[0] - right.mean(-1)[1])
+    assert [test["only_first"] for test in found["tests"]] == (right[0] & ~right[1]).sum(1).tolist()
+    probabilities = special.softmax(logits, axis=-1)
+    want = [(probabilities[0, i : i + 2].mean(0).argmax(-1) == labels).mean() for i in (0, 2)]
+    np.testing.assert_allclose(found["ensemble_accuracy"]["values"], want)
+    one = results.score(*logits, labels, 3)  # ensemble, whose deviation is unknown
+    assert json.loads(json.dumps(one, allow_nan=False))["ensemble_accuracy"]["half_interval"] is None
+
+
+def test_the_test_set_is_scored_only_when_all_have_trained(tmp_path, digits_data_dir):
+    recipes = ("--recipe=configs/digits.py", "--reference=configs/tiny.py", "--seeds=2", "--ensemble=2")
+    arguments = (*recipes, f"--workdir={tmp_path}", "--", f"--config.data_dir={digits_data_dir}", *SMALL)
+    with run_dir.claim(tmp_path / "digits" / "0"):  # as a training does whose command was killed
+        process = start("experiments.record", *arguments)
+        assert "waiting for digits 0" in process.stdout.readline()
+        assert not (tmp_path / "digits" / "1").exists()
+    wait_for(lambda: (tmp_path / "digits" / "1" / "metrics.jsonl").exists(), process, 200)
+    process.send_signal(signal.SIGTERM)
+    assert "goes on from here" in finish(process).stdout
+    assert (tmp_path / "digits" / "0" / "checkpoints").exists()  # trained
+    assert not list(tmp_path.glob("**/evaluation_test.json"))
+    (tmp_path / "digits" / "1" / "metrics.jsonl").write_text("damaged, as training can be without\n")
+
+    out = command("experiments.record", *arguments).stdout
+    assert "score: 4 of 4 runs" in out
+    found = json.loads((tmp_path / "results.json").read_text())
+    for key, recipe in (("accuracy", "digits"), ("reference_accuracy", "tiny")):
+        summaries = [json.loads((tmp_path / recipe / f"{seed}/summary.json").read_text()) for seed in range(2)]
+        assert found[key]["values"] == pytest.approx([each["test_accuracy"] for each in summaries])
+    assert json.loads((tmp_path / "digits_ensemble_2" / "summary.json").read_text())["members"] == 2
+    text = (tmp_path / "results.md").read_text()
+    assert "| 1 |" in text and text.startswith("Test accuracy on digits (359 examples), 1 x ")
+
+    error = refusal("experiments.record", *arguments, "--config.num_epochs=3")
+    assert "holds a run of another config (num_epochs: 2 -> 3)" in error
+
+    out = command("experiments.record", "--views=3", *arguments).stdout
+    found = json.loads((tmp_path / "results.json").read_text())
+    for seed in range(2):
+        command("mnist_flax.evaluate", tmp_path / "digits" / str(seed), "--views=3")
+        scores = json.loads((tmp_path / "digits" / str(seed) / "evaluation_test_3_views.json").read_text())
+        assert found["views_accuracy"]["values"][seed] == pytest.approx(scores["accuracy"])
+    assert "3 views, disjoint ensembles of 2" in out and len(found["views_ensemble_accuracy"]["values"]) == 1
+
+    process = start("experiments.record", "--views=1000000", *arguments)
+    assert process.stdout.readline().startswith("all are scored")
+    process.send_signal(signal.SIGTERM)
+    assert "goes on from here" in finish(process).stdout
+
+    # Of another recipe in the same directory the ensemble is another, and what stands in its place gets one line.
+    swapped = ("--recipe=configs/tiny.py", "--reference=configs/digits.py", *arguments[2:])
+    (tmp_path / "tiny_ensemble_2").mkdir()
+    (tmp_path / "tiny_ensemble_2" / "notes.txt").touch()
+    assert "tiny_ensemble_2 is neither empty nor an ensemble" in refusal("experiments.record", *swapped)
+    assert json.loads((tmp_path / "results.json").read_text())["recipe"] == "tiny"
+
+
+def test_parts_of_runs_count_for_the_time_left_and_for_no_run(capsys):
+    with runs._bar("train", 4) as show:
+        for done, parts in ((0, 1.0), (0, 1.9), (1, 1.0), (4, 0.0)):
+            show(done, parts)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(",")[0] for line in lines] == [f"train: {done} of 4 runs" for done in (0, 1, 4)]
+    assert [" left" in line for line in lines] == [False, True, False]
+    assert runs.time_left(4_800, 0.4, 9.6) == ", about 1 day, 8:00:00 left"
+    assert runs.time_left(60, 0.5, 1.5) == ", about 0:03:00 left"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--ensemble=9"], "--seeds=9"),
+        (["--workdir="], "names nothing"),
+        (["--recipe=configs/no.py"], "error: configs/no.py is no file"),
+        (["--seeds=1"], "seeds"),
+        (["oops"], "'oops' is no flag"),
+        (["--recipe=configs/default.py"], "two recipes of different names"),
+        (["--recipe={}/default.py"], "two recipes of different names"),
+        (["--views=3", "--", "--config.augment.final_scale=0.0"], "leave out --views"),
+        (["--", "--config.augment.final_scales=0.0"], "did you mean"),
+        (["--", "--config.batch_size=0"], "out of range"),
+        (["--reference={}/other.py"], "get_config"),
+        (["--recipe=configs/digits.py"], "different datasets (digits, mnist)"),
+    ],
+)
+def test_mistakes(arguments, hint, tmp_path):
+    for name in ("default.py", "other.py"):
+        (tmp_path / name).touch()
+    arguments = [argument.format(tmp_path) for argument in arguments]
+    process = start("experiments.record", f"--workdir={tmp_path / 'record'}", *arguments)
+    error = finish(process, 2).stderr
+    assert hint in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "record").exists()
+
+
+def test_a_run_that_fails_is_named(tmp_path):
+    empty = [f"--config.{field}={tmp_path}" for field in ("data_dir", "archive_dir")]
+    process = start("experiments.record", f"--workdir={tmp_path}", "--", *empty)
+    assert "record 0 ended with status 2" in finish(process, 1).stderr
+    assert "train-images-idx3-ubyte.gz is missing" in (tmp_path / "record" / "0.log").read_text()

@@ -1,0 +1,117 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from mnist_flax.data import datasets
+from mnist_flax.inference import formats
+from mnist_flax.runtime import files, run_dir
+from mnist_flax.training import checkpoint
+from tests.commands import ROOT
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What reaches the disk, in order: ("sync" or "replace", path)."""
+    recorded = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor):
+        recorded.append(("sync", Path(f"/proc/self/fd/{descriptor}").resolve()))
+        fsync(descriptor)
+
+    def replaced(source, target):
+        recorded.append(("replace", Path(target)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    return recorded
+
+
+def test_a_file_is_on_the_disk_before_its_name_and_its_name_before_it_is_done(calls, tmp_path):
+    files.write(tmp_path / "summary.json", b"{}")
+    assert (tmp_path / "summary.json").read_text() == "{}"
+    path = tmp_path / "summary.json"
+    assert calls == [("sync", path.with_name("summary.json.tmp")), ("replace", path), ("sync", tmp_path)]
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    files.write(path, b"old")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError("no space")))
+    with pytest.raises(OSError, match="no space"):
+        files.write(path, b"new")
+    assert path.read_text() == "old"
+
+
+def test_an_export_is_on_the_disk_before_it_is_done(calls, digits_run, tmp_path):
+    trained = run_dir.load_run(digits_run)
+    path = formats.export(trained, datasets.load(trained.config), "stablehlo", tmp_path).path
+    assert calls[-2:] == [("replace", path), ("sync", tmp_path)]
+
+
+def test_a_checkpoint_goes_only_when_a_later_one_is_on_the_disk(calls, tmp_path):
+    def steps():
+        return sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit())
+
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"kernel": jnp.full(1_000, float(step))}, {}, None)
+        checkpoints.wait()
+        saved = {path for path in (tmp_path / str(step)).rglob("*")} | {tmp_path / str(step), tmp_path}
+        assert saved <= {path for kind, path in calls if kind == "sync"}
+        assert steps() == ([1] if step == 1 else [step - 1, step])
+        calls.clear()
+    checkpoints.close()
+    assert steps() == [3]
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_of_either_kind_ends_the_process(second):
+    code = (
+        "import os, signal; from mnist_flax import cli; stop = cli.Stop(); stop.can_wait = True; "
+        f"os.kill(os.getpid(), signal.SIGTERM); assert stop.requested; os.kill(os.getpid(), {int(second)})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == -second
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_before_there_is_anything_to_save_a_signal_ends_the_process_whatever_it_was_doing(first):
+    code = (
+        "import io, os, sys; from mnist_flax import cli; cli.Stop('this command goes on'); sys.stdout = io.StringIO()\n"
+        f"try:\n  os.kill(os.getpid(), {int(first)})\nexcept BaseException as error:\n  raise ImportError from error"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "this command goes on\n", "")
+
+
+@pytest.mark.parametrize("late", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_after_the_end_does_not_belie_the_status(late):
+    """All is done and said; what ends the interpreter, such as closing a pool of threads, takes its time."""
+    code = (
+        "import atexit, os; from mnist_flax import cli\n"
+        f"atexit.register(os.kill, os.getpid(), {int(late)})\n"
+        "cli.run(lambda argv: 3, ['command'])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (3, "")
+
+
+def test_what_tensorstore_tells_asyncio_is_not_shown_and_other_warnings_are(tmp_path):
+    """Each array of a damaged checkpoint that cannot be read is logged, besides the one that is raised."""
+    code = (
+        "import logging; from mnist_flax import cli\n"
+        "def main(argv):\n"
+        "  logging.getLogger('asyncio').error('Future exception was never retrieved: tensorstore NOT_FOUND')\n"
+        "  logging.getLogger('asyncio').error('another loop')\n"
+        "  logging.getLogger('another').warning('tensorstore is slow')\n"
+        "cli.run(main, ['command'])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0 and "NOT_FOUND" not in ended.stderr
+    assert "another loop" in ended.stderr and "tensorstore is slow" in ended.stderr

@@ -1,0 +1,126 @@
+import json
+import re
+import shutil
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mnist_flax.experiments.faults.sabotage import events_file, read_events
+
+from mnist_flax.runtime import cli, run_dir
+from mnist_flax.runtime import config as config_lib
+from mnist_flax.runtime.cli import UserError
+
+
+@pytest.fixture
+def directory(tmp_path):
+    run_dir.write_config(tmp_path, config_lib.default_config(), {"platform": "cpu", "kind": "test", "count": 1})
+    return tmp_path
+
+
+def test_config_comes_back_as_it_was_written(directory):
+    config = config_lib.default_config()
+    assert config_lib.flatten(run_dir.read_config(directory)) == config_lib.flatten(config)
+    assert isinstance(run_dir.read_config(directory).model.channels, tuple)
+    run_dir.check_directory(directory, config)
+
+
+def test_new_directories_never_collide(tmp_path):
+    made = []
+    for _ in range(3):
+        made.append(run_dir.new_directory("digits", tmp_path))
+        time.sleep(1e-4)
+    assert len(set(made)) == 3 and sorted(made) == made
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{6}Z", path.name) for path in made)
+
+
+def test_a_directory_is_held_by_one_process(directory):
+    with run_dir.claim(directory), pytest.raises(UserError, match="another process"), run_dir.claim(directory):
+        pass
+    with run_dir.claim(directory):
+        pass
+
+
+def test_foreign_directories_are_refused(tmp_path):
+    config = config_lib.default_config()
+    run_dir.check_directory(tmp_path, config)
+    run_dir.check_directory(tmp_path / "new", config)
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="neither empty nor a run"):
+        run_dir.check_directory(tmp_path, config)
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
+    record = {"step": 1, "epoch": 1, "split": "train", "loss": 0.5, "seconds": 1.5}
+    metrics = run_dir.Metrics(tmp_path, "")
+    metrics.append(record)
+    metrics.append({**record, "step": 2, "epoch": 2})
+    metrics.close()
+    (tmp_path / "metrics.jsonl").open("a").write('{"step": 3, "ep')  # cut in the middle of a line
+    metrics = run_dir.Metrics(tmp_path, json.dumps(record) + "\n")
+    metrics.append({**record, "step": 2, "epoch": 2})
+    metrics.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+
+
+def test_each_epoch_is_in_tensorboard_once_and_at_once(tmp_path):
+    def curve():
+        return read_events(events_file(tmp_path))[0]["train/loss"]
+
+    record = {"step": 1, "epoch": 1, "split": "train", "loss": 0.5, "seconds": 1.5}
+    metrics = run_dir.Metrics(tmp_path, "")
+    for step in range(1, 40):
+        metrics.append({**record, "step": step})
+        assert [at for at, _ in curve()] == list(range(1, step + 1))  # while it is being written
+    resumed = run_dir.Metrics(
+        tmp_path, "".join((tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)[:19])
+    )
+    resumed.append({**record, "step": 20, "loss": 0.25})
+    assert curve() == [*((step, 0.5) for step in range(1, 20)), (20, 0.25)]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=8), children, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(key=st.sampled_from(sorted(config_lib.flatten(config_lib.default_config()))), value=json_values)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_config_edited_by_hand_is_read_or_refused_in_one_line(key, value, directory):
+    recorded = {"config": config_lib.default_config().to_dict()}
+    *groups, name = key.split(".")
+    target = recorded["config"]
+    for group in groups:
+        target = target[group]
+    target[name] = value
+    (directory / "config.json").write_text(json.dumps(recorded))
+    try:
+        run_dir.read_config(directory)
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+@given(text=st.text(max_size=40) | json_values.map(json.dumps) | json_values.map(lambda v: json.dumps({"config": v})))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_config_file_is_read_or_refused_in_one_line(text, directory):
+    (directory / "config.json").write_text(text)
+    try:
+        config_lib.check(run_dir.read_config(directory))  # a field that is not there has its default
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+def test_a_run_directory_that_is_removed_meanwhile_is_one_line(tmp_path, capsys):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    metrics = run_dir.Metrics(directory, "")
+    shutil.rmtree(directory)
+    with pytest.raises(FileNotFoundError) as caught:
+        metrics.append({"step": 1, "split": "train", "loss": 0.5, "seconds": 1.0})
+    assert cli.report(caught.value) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "is gone" in said and said.count("\n") == 1
