@@ -4,13 +4,13 @@
     python -m experiments.benchmark [--peers=torch,keras,flax] [--batch=128,1024] [--dtype=bfloat16,float32] [--out=DIR]
 
 The network is that of `configs/classic.py`, with `--batch_norm` after each convolution too; batches, their order and
-the optimizer are the same for all. Every contender (`experiments/benchmarks/contenders/`) is a process of its own that waits while
-it is not asked. All first train `--check_steps` steps, which warms them up, and of whose last quarter the loss is
-shown: all should learn alike. Then they take turns, in `--rounds` rounds: a burst of about `--seconds` each, forwards
-in one round, backwards in the next. The project is compared with a peer of the same type within each round. Peaks are
-those of large matrix products, measured in the same rounds; the share is of the products that the network needs, and no
-other work. Before each round it is measured how far apart the first two cores are, which a virtual machine changes at
-times.
+the optimizer are the same for all. Every contender (`experiments/benchmarks/contenders/`) is a process of its own that
+waits while it is not asked. All first train `--check_steps` steps, which warms them up, and of whose last quarter the
+loss is shown: all should learn alike. Then they take turns, in `--rounds` rounds: a burst of about `--seconds` each,
+forwards in one round, backwards in the next. The project is compared with a peer of the same type within each round.
+Peaks are those of large matrix products, measured in the same rounds; the share is of the products that the network
+needs, and no other work. Before each round it is measured how far apart the first two cores are, which a virtual
+machine changes at times.
 
 Writes `benchmark.json` and `benchmark.png` to `--out`. On a GPU the same command runs (with --batch=128,1024,8192).
 """

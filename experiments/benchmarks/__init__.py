@@ -1,0 +1,1 @@
+"""The contenders of `experiments.benchmark`, and what benchmarks know about cores."""

@@ -1,0 +1,1 @@
+"""From archives or TFDS to batches on devices. May import runtime."""

@@ -1,0 +1,1 @@
+"""Metrics, figures and pages from plain arrays. May import runtime, ops and data."""

@@ -1,0 +1,1 @@
+"""Networks: Linen modules, and pure functions of their parameters. May import runtime, ops and data."""

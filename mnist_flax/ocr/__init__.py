@@ -1,0 +1,1 @@
+"""From a picture to numbers. May import inference and all that it may."""

@@ -1,11 +1,11 @@
 """Convolution and pooling as matrix products, for CPUs and in part for GPUs, beside plain `lax` convolution.
 
 XLA's CPU backend runs convolutions in compiled loops, their gradients and the gradient of `reduce_window` slowly, and
-matrix products at full speed. So the implementation "matmul" keeps activations *batch-minor*, [channels, height,
-width, batch], where padding, patches and pooling copy long contiguous rows, and multiplies (`matmul_conv.py`); batch
-norm and maxima have gradients of their own (`batch_norm.py`, `pooling.py`). The implementations "lax" and "mixed" keep
-[batch, height, width, channels]; on GPUs cuDNN's convolutions are fast but for images of one channel, which "mixed"
-multiplies instead (`first_layer_conv.py`). In all, axes 1 and 2 are height and width. Parameters are the same for all, float32
+matrix products at full speed. So the implementation "matmul" keeps activations *batch-minor*, [channels, height, width,
+batch], where padding, patches and pooling copy long contiguous rows, and multiplies (`matmul_conv.py`); batch norm and
+maxima have gradients of their own (`batch_norm.py`, `pooling.py`). The implementations "lax" and "mixed" keep [batch,
+height, width, channels]; on GPUs cuDNN's convolutions are fast but for images of one channel, which "mixed" multiplies
+instead (`first_layer_conv.py`). In all, axes 1 and 2 are height and width. Parameters are the same for all, float32
 kernels [height, width, in, out] and features in order [height, width, channels] after `flatten`: a model trained with
 one can be used with another.
 """

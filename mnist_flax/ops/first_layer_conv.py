@@ -1,10 +1,10 @@
 """A layer on images of one channel as a product of matrices, for GPUs: the first one of what `conv.py` calls "mixed".
 
 Libraries make convolutions for many channels; with one, most of what they multiply and move is padding. Here, as in
-`matmul_conv.py` where windows are fused, one patch of P = k + (p - 1) s rows and columns holds all that a pooling window
-needs, for a kernel of size k, stride s and windows of side p. Patches, each with a 1 behind it, are the rows of a
-matrix C. The kernel, copied to each of the p p places, and below it the bias are the columns of W. So Y = C W holds the
-elements of all windows, [batch, height, width, p p, out], where their maximum is elementwise. Its gradients are
+`matmul_conv.py` where windows are fused, one patch of P = k + (p - 1) s rows and columns holds all that a pooling
+window needs, for a kernel of size k, stride s and windows of side p. Patches, each with a 1 behind it, are the rows of
+a matrix C. The kernel, copied to each of the p p places, and below it the bias are the columns of W. So Y = C W holds
+the elements of all windows, [batch, height, width, p p, out], where their maximum is elementwise. Its gradients are
 products too: dW = C^T dY, the bias included, and dC = dY W^T, for those who ask for the gradient of the image.
 
 The backward pass keeps C, (P / (p s))^2 times as large as the image, and one byte a maximum: which element it was, or

@@ -113,7 +113,7 @@ def print_error(message: object) -> None:
 
 def _is_worth_showing(record: std_logging.LogRecord) -> bool:
     """Our own log lines and others' warnings; Orbax and Pillow log failures that reach us as exceptions too."""
-    ours = Path(record.pathname).is_relative_to(Path(__file__).parent)
+    ours = Path(record.pathname).is_relative_to(Path(__file__).parents[1])
     raises = any(name in record.pathname for name in ("orbax", "/PIL/"))
     # Of the arrays of a damaged checkpoint, all but the first that could not be read.
     raises |= record.name == "asyncio" and "tensorstore" in record.getMessage()

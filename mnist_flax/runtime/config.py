@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from mnist_flax.runtime import cli
 from mnist_flax.runtime.cli import UserError
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 # An installed package carries the recipes inside; a clone has them beside the package.
 RECIPES = next(d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if (d / "default.py").exists())
 

@@ -1,0 +1,1 @@
+"""From a config to a run directory. May import runtime, ops, data, models and evaluation."""

@@ -27,9 +27,7 @@ from mnist_flax.runtime.cli import UserError
 from mnist_flax.serving import json_api
 from tests.commands import ROOT, command, environment, refusal
 
-LIGHT = [
-    name for name in TARGETS if name != "web"
-]  # which tests/serving/test_serve.py and tests/serving/test_attacks.py ask
+LIGHT = [name for name in TARGETS if name != "web"]  # of test_serve.py and test_attacks.py
 
 
 @pytest.fixture(scope="module", params=LIGHT)

@@ -1,4 +1,6 @@
-"""One contender as a process: `python -m experiments.benchmarks.contenders NAME DTYPE BATCH_SIZE EXAMPLES.npz [BATCH_NORM]`.
+"""One contender as a process.
+
+python -m experiments.benchmarks.contenders NAME DTYPE BATCH_SIZE EXAMPLES.npz [BATCH_NORM]
 
 It says in JSON what it is, then answers every line of standard input, a number of steps to train or `peak`, with one.
 In between it only waits, as `idle_cpu_seconds` shows.
