@@ -23,7 +23,8 @@ from absl import flags
 from mnist_flax.data import datasets
 from mnist_flax.runtime import cli, run_dir, terminal
 from mnist_flax.runtime import config as config_lib
-from mnist_flax.training import checkpoint, step
+from mnist_flax.training import checkpoint
+from mnist_flax.training.state import init_state
 
 _CONFIG, _ARGUMENTS = config_lib.define_flag()
 _ROUNDS = flags.DEFINE_integer("rounds", 20, "saves of each kind", lower_bound=1)
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> None:
         raise cli.UserError(f"--directory={_DIRECTORY.value} is no directory: make it, or name another")
     config = _CONFIG.value
     config_lib.check(config)
-    state = jax.jit(lambda: step.init_state(config, len(datasets.CLASS_NAMES[config.dataset]), 0))()
+    state = jax.jit(lambda: init_state(config, len(datasets.CLASS_NAMES[config.dataset]), 0))()
     jax.block_until_ready(state)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
     with tempfile.TemporaryDirectory(dir=_DIRECTORY.value) as name:

@@ -138,13 +138,13 @@ def score_disjoint(ensemble: run_dir.Run, size: int) -> dict[str, Any]:
     from mnist_flax.data import datasets
     from mnist_flax.evaluation import metrics
     from mnist_flax.runtime import devices
-    from mnist_flax.training import step
+    from mnist_flax.training import scoring
 
     config, mesh = ensemble.config, devices.make_mesh()
     test = datasets.load(config).test
-    evaluations = {network: step.make_evaluate(network, mesh) for network in ensemble.model.members}
+    evaluations = {network: scoring.make_evaluate(network, mesh) for network in ensemble.model.members}
     logits = [
-        step.split_logits(evaluations[network], variables, test, config.eval_batch_size, mesh)
+        scoring.split_logits(evaluations[network], variables, test, config.eval_batch_size, mesh)
         for network, variables in zip(ensemble.model.members, ensemble.model.split(ensemble.variables), strict=True)
     ]
     accuracies = metrics.ensemble_accuracies(np.stack(logits), test.labels, size)

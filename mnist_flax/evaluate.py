@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
     from mnist_flax.evaluation import metrics
     from mnist_flax.inference import tta
     from mnist_flax.runtime import devices, run_dir, terminal
-    from mnist_flax.training import step
+    from mnist_flax.training import scoring
 
     if _CORRUPTIONS.value:
         from mnist_flax.ocr import page_reader
@@ -52,8 +52,8 @@ def main(argv: list[str]) -> None:
     model, name = trained.model, f"evaluation_{_SPLIT.value}"
     if _VIEWS.value > 1:
         model, name = tta.look_again(model, config, _VIEWS.value), f"{name}_{_VIEWS.value}_views"
-    evaluation = step.make_evaluate(model, mesh)
-    logits = step.split_logits(evaluation, trained.variables, split, config.eval_batch_size, mesh)
+    evaluation = scoring.make_evaluate(model, mesh)
+    logits = scoring.split_logits(evaluation, trained.variables, split, config.eval_batch_size, mesh)
     scores = which | metrics.evaluate_logits(logits, split.labels)
     path = trained.directory / f"{name}.json"
     terminal.print_scores(scores, trained.class_names)

@@ -267,7 +267,7 @@ def main(argv: list[str]) -> None:
     from mnist_flax.data import datasets
     from mnist_flax.models import cnn
     from mnist_flax.runtime import devices
-    from mnist_flax.training import step
+    from mnist_flax.training import scoring
 
     directory = Path(argv[1])
     run_dir.read_config(directory)
@@ -278,8 +278,8 @@ def main(argv: list[str]) -> None:
     test = datasets.load(trained.config).test
     devices.keep_compiled_programs()
     mesh, batch_size = devices.make_mesh(), trained.config.eval_batch_size
-    evaluation = step.make_evaluate(trained.model, mesh)
-    logits = step.split_logits(evaluation, trained.variables, test, batch_size, mesh)
+    evaluation = scoring.make_evaluate(trained.model, mesh)
+    logits = scoring.split_logits(evaluation, trained.variables, test, batch_size, mesh)
     path = write(
         directory,
         summary=summary,

@@ -300,7 +300,7 @@ def untrained(directory: Path) -> classifier.Reader:
     """A small network as it is before training, with the run directory that describes it."""
     from mnist_flax.data import datasets
     from mnist_flax.models import cnn
-    from mnist_flax.training import step
+    from mnist_flax.training.state import hyperparameters, init_state
 
     config = config_lib.default_config()
     config.dataset, config.data_dir = "mnist", str(directory)
@@ -309,8 +309,8 @@ def untrained(directory: Path) -> classifier.Reader:
     run_dir.write_json(directory / "config.json", {"config": config.to_dict()})
     run_dir.write_json(directory / "summary.json", SUMMARY)
     names = datasets.CLASS_NAMES[config.dataset]
-    network = cnn.make_model(config.model, step.hyperparameters(config), len(names))
-    state = step.init_state(config, len(names), 0)
+    network = cnn.make_model(config.model, hyperparameters(config), len(names))
+    state = init_state(config, len(names), 0)
     trained = run_dir.Run(directory, config, network, state.variables(), names)
     recognise = classifier.make_recogniser(classifier.make_logits(trained), 1.0)
     return classifier.Reader(trained, recognise, 1.0, 0.5)

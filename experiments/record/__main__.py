@@ -57,10 +57,10 @@ def main(argv: list[str]) -> int:
         raise cli.UserError(f"the recipes are of different datasets ({', '.join(sorted(datasets))}): name two of one")
     if _VIEWS.value > 1:
         from mnist_flax.inference import tta
-        from mnist_flax.training import step
+        from mnist_flax.training.state import make_network
 
         config = configs[_RECIPE.value]
-        tta.look_again(step.make_network([config], 10), config, _VIEWS.value)  # refuses a recipe that moves no image
+        tta.look_again(make_network([config], 10), config, _VIEWS.value)  # refuses a recipe that moves no image
     place = Path(_WORKDIR.value)
     recipe, reference = (
         [

@@ -152,15 +152,15 @@ def _test_logits(
     from mnist_flax.data import datasets
     from mnist_flax.inference import tta
     from mnist_flax.runtime import devices
-    from mnist_flax.training import step
+    from mnist_flax.training import scoring
 
     mesh, logits = devices.make_mesh(), []
     test = datasets.load(run_dir.read_config(trainings[0].directory)).test
     for training in trainings:
         trained = run_dir.load_run(training.directory)
         model = tta.look_again(trained.model, trained.config, copies) if copies > 1 else trained.model
-        evaluation = step.make_evaluate(model, mesh)
-        logits.append(step.split_logits(evaluation, trained.variables, test, trained.config.eval_batch_size, mesh))
+        evaluation = scoring.make_evaluate(model, mesh)
+        logits.append(scoring.split_logits(evaluation, trained.variables, test, trained.config.eval_batch_size, mesh))
     return np.stack(logits), test.labels
 
 

@@ -22,11 +22,13 @@ from ml_collections import ConfigDict
 from mnist_flax.experiments.benchmarks import cores
 
 from mnist_flax.data import datasets
+from mnist_flax.data.feed import Block
 from mnist_flax.models.cnn import make_model
 from mnist_flax.runtime import cli, devices
 from mnist_flax.runtime import config as config_lib
-from mnist_flax.training import augment, photometric
+from mnist_flax.training import augment, photometric, scoring
 from mnist_flax.training import step as train
+from mnist_flax.training.state import TrainState, hyperparameters, init_state
 
 MEMBER_AXIS = "member"
 _INITIALIZER = ThreadPoolExecutor(1)
@@ -76,7 +78,7 @@ def check(configs: Sequence[ConfigDict]) -> None:
 def program_key(config: ConfigDict) -> tuple:
     """What decides the compiled program: members with equal keys share it."""
     fields = config_lib.flatten(config)
-    own = {*train.hyperparameters(config), *_OWN, *_UNUSED, *_SHARED}
+    own = {*hyperparameters(config), *_OWN, *_UNUSED, *_SHARED}
     static = tuple((key, value) for key, value in sorted(fields.items()) if key not in own)
     return (*static, *(any(fields[key] > 0 for key in keys) for keys in _WORK))
 
@@ -86,7 +88,7 @@ def merged(configs: Sequence[ConfigDict]) -> tuple[ConfigDict, dict[str, Float[n
 
     A link that any member needs is compiled for all; its value 0, or an infinite norm to clip at, is no link.
     """
-    hyper = [train.hyperparameters(config) for config in configs]
+    hyper = [hyperparameters(config) for config in configs]
     columns = {key: np.array([h[key] for h in hyper], np.float32) for key in hyper[0]}
     config = configs[0].copy_and_resolve_references()
     with config.unlocked():
@@ -179,7 +181,7 @@ class Programs:
         And whether they are new, so that calling them will compile them.
         """
         # Which of the cheap links are there decides the shapes of a state too, so it counts here.
-        key = (program_key(config), *(value > 0 for value in train.hyperparameters(config).values()))
+        key = (program_key(config), *(value > 0 for value in hyperparameters(config).values()))
         new = key not in self._compiled
         if new:
             self._compiled[key] = self._make(config)
@@ -188,14 +190,14 @@ class Programs:
     def _make(self, config: ConfigDict) -> tuple[Callable, Callable, Callable]:
         def one(images, labels, validation, state, hyper, seed, steps_per_epoch, order, steps):
             step = train.make_train_step(config, self._num_classes, steps_per_epoch)
-            state = train.run_steps(step, state, hyper, seed, images, labels, order, 0, steps)
+            state = train.run_steps(step, state, hyper, seed, Block(images, labels, order, 0, steps))
             none = {"loss": jnp.float32(jnp.nan), "accuracy": jnp.float32(jnp.nan)}
             scores = lax.cond(steps > 0, lambda: score(state, hyper, validation), lambda: none) if validation else none
             return state, scores | {"step": state.step, "sums": state.sums}
 
         def score(state, hyper, batches):
             model = make_model(config.model, hyper, self._num_classes)
-            return train.evaluate_batches(model, state.variables(), *batches)[0]
+            return scoring.evaluate_batches(model, state.variables(), *batches)[0]
 
         over = P(MEMBER_AXIS)
         shard = partial(jax.shard_map, mesh=self.mesh, check_vma=False, out_specs=over)
@@ -210,7 +212,7 @@ class Programs:
 
             return lambda *own: shard(members, in_specs=(P(), over))(shared, own)
 
-        init = jax.jit(spread(partial(train.init_state, config, self._num_classes)))
+        init = jax.jit(spread(partial(init_state, config, self._num_classes)))
         # The data are arguments: as constants they would be compiled into the program.
         advance = jax.jit(lambda shared, *own: spread(one, *shared)(*own), donate_argnums=1)
         test = jax.jit(lambda batches, *own: spread(lambda b, s, h: score(s, h, b), batches)(*own))
@@ -225,7 +227,7 @@ def _batches(mesh: Mesh, split: datasets.Split, batch_size: int):
     if not len(split.labels):
         return None
     count = -(-len(split.labels) // batch_size)
-    return train.split_batches(mesh, *split, -(-len(split.labels) // count))
+    return scoring.split_batches(mesh, *split, -(-len(split.labels) // count))
 
 
 class _Group:
@@ -244,7 +246,7 @@ class _Group:
         self._own = (seeds, np.array([member.steps_per_epoch for member in members], np.int32))
         first_seeds = self._put(seeds)
         self._abstract = jax.eval_shape(init, first_seeds)
-        self._states: train.TrainState | None = None
+        self._states: TrainState | None = None
         self._fresh = _INITIALIZER.submit(init, first_seeds)
 
     def _deal(self, members: np.ndarray, share: int) -> Int32[np.ndarray, " slots"]:
@@ -259,7 +261,7 @@ class _Group:
         """Slots that have a member, and which."""
         return [(slot, int(i)) for slot, i in enumerate(self._slots) if i >= 0]
 
-    def _current(self) -> train.TrainState:
+    def _current(self) -> TrainState:
         return self._fresh.result() if self._states is None else self._states
 
     def _put(self, column: np.ndarray) -> jax.Array:
@@ -312,7 +314,7 @@ class _Group:
         scores = jax.device_get(self._test(self._current(), hyper))
         return {i: {key: float(value[slot]) for key, value in scores.items()} for slot, i in self._taken()}
 
-    def states(self) -> dict[int, train.TrainState]:
+    def states(self) -> dict[int, TrainState]:
         states = jax.device_get(self._current())
         return {i: jax.tree.map(lambda x: x[slot], states) for slot, i in self._taken()}  # noqa: B023
 
@@ -365,9 +367,9 @@ class Population:
                 scores[indices[i]] = None if self.diverged[indices[i]] else score
         return scores
 
-    def states(self) -> list[train.TrainState | None]:
+    def states(self) -> list[TrainState | None]:
         """The states of the members that were kept, on the host."""
-        states: list[train.TrainState | None] = [None] * len(self.members)
+        states: list[TrainState | None] = [None] * len(self.members)
         for indices, group in self._groups:
             for i, state in group.states().items():
                 states[indices[i]] = state

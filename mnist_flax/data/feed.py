@@ -3,17 +3,33 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Int32, UInt8
 from ml_collections import ConfigDict
 
 from mnist_flax.data import datasets
 from mnist_flax.runtime.devices import BATCHES, put
 
-# Given the step to go on from and the most steps to take: (images, labels, order, start, stop), for `make_train_steps`.
-Feed = Callable[[int, int], tuple[jax.Array, jax.Array, jax.Array, int, int]]
+
+class Block(NamedTuple):
+    """Batches on the devices: batch i is rows `order[i]` of the examples, and those from `start` to `stop` are due.
+
+    Examples are the whole split, on every device ([examples, ...], feed `device`), or some batches, split over devices
+    ([steps, batch, ...], feed `stream`, where `order` counts within a device's share).
+    """
+
+    images: UInt8[Array, "*examples height width"]
+    labels: Int32[Array, "*examples"]
+    order: Int32[Array, "steps batch"]
+    start: int
+    stop: int
+
+
+Feed = Callable[[int, int], Block]  # of the step to go on from, and the most steps to take
 
 _STREAM_STEPS = 16  # steps in a block of the stream: enough to hide the call, little to hold in memory
 
@@ -45,7 +61,7 @@ def _device_feed(config: ConfigDict, splits: datasets.Splits, mesh: Mesh) -> Fee
             order = following[1].result() if following and following[0] == epoch else draw(epoch)
             current = epoch, put(order, mesh, BATCHES)
             following = epoch + 1, thread.submit(draw, epoch + 1)
-        return images, labels, current[1], start, min(start + limit, steps_per_epoch)
+        return Block(images, labels, current[1], start, min(start + limit, steps_per_epoch))
 
     return feed
 
@@ -67,6 +83,6 @@ def _stream_feed(config: ConfigDict, splits: datasets.Splits, mesh: Mesh, first_
         padding = (0, _STREAM_STEPS - steps), (0, 0)  # one shape for all blocks, so that nothing compiles anew
         images = jax.make_array_from_process_local_data(sharding, np.pad(images, (*padding, (0, 0), (0, 0))))
         labels = jax.make_array_from_process_local_data(sharding, np.pad(labels, padding))
-        return images, labels, order, 0, steps
+        return Block(images, labels, order, 0, steps)
 
     return feed

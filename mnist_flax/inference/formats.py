@@ -174,13 +174,13 @@ def load_safetensors(path: Path) -> Predict:
     from flax.traverse_util import unflatten_dict
     from safetensors import safe_open
 
-    from mnist_flax.training import step
+    from mnist_flax.training.state import make_network
 
     with safe_open(path, "numpy") as file:
         metadata = {key: json.loads(text) for key, text in file.metadata().items()}
         variables = unflatten_dict({name: file.get_tensor(name) for name in file.keys()}, sep="/")  # noqa: SIM118
     configs = [ConfigDict(config) for config in metadata.get("members", [metadata["config"]])]
-    return flax_predict(step.make_network(configs, len(metadata["class_names"])), variables)
+    return flax_predict(make_network(configs, len(metadata["class_names"])), variables)
 
 
 FORMATS = {

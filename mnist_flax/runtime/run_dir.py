@@ -238,15 +238,16 @@ def load_run(directory: Path | str, which: str | None = None) -> Run:
         raise UserError(f"{directory} is an ensemble, whose members were chosen when it was made: drop --checkpoint")
     from mnist_flax.data import datasets
     from mnist_flax.runtime import devices
-    from mnist_flax.training import checkpoint, step
+    from mnist_flax.training import checkpoint
+    from mnist_flax.training.state import abstract_state, abstract_variables, make_network
 
     names, mesh = datasets.CLASS_NAMES[config.dataset], devices.make_mesh()
     configs = tuple(member["config"] for member in members)
-    network = step.make_network(configs or (config,), len(names))
+    network = make_network(configs or (config,), len(names))
     if members:
-        variables, _ = checkpoint.load(directory / CHECKPOINTS, "last", step.abstract_variables(network, mesh))
+        variables, _ = checkpoint.load(directory / CHECKPOINTS, "last", abstract_variables(network, mesh))
     else:
-        abstract = step.abstract_state(config, len(names), mesh)
+        abstract = abstract_state(config, len(names), mesh)
         state, _ = checkpoint.load(directory / CHECKPOINTS, which or config.checkpoint.select, abstract)
         variables = state.variables()
     return Run(directory, config, network, variables, names, configs)

@@ -14,8 +14,9 @@ from mnist_flax.data import datasets
 from mnist_flax.evaluation import metrics
 from mnist_flax.models import cnn
 from mnist_flax.runtime import cli, devices, distributed, run_dir, terminal
-from mnist_flax.training import checkpoint, step
+from mnist_flax.training import checkpoint, scoring
 from mnist_flax.training.loop import Result
+from mnist_flax.training.state import abstract_state, hyperparameters
 
 
 def conclude_training(config: ConfigDict, splits: datasets.Splits, result: Result, directory: Path, mesh: Mesh) -> None:
@@ -23,9 +24,9 @@ def conclude_training(config: ConfigDict, splits: datasets.Splits, result: Resul
     num_classes = len(datasets.CLASS_NAMES[config.dataset])
     state = result.state
     if config.checkpoint.select == "best":
-        abstract = step.abstract_state(config, num_classes, mesh)
+        abstract = abstract_state(config, num_classes, mesh)
         state, _ = checkpoint.load(directory / run_dir.CHECKPOINTS, "best", abstract)
-    network = cnn.make_model(config.model, step.hyperparameters(config), num_classes)
+    network = cnn.make_model(config.model, hyperparameters(config), num_classes)
     steps = int(result.state.step)
     about = {
         "seed": config.seed,
@@ -65,10 +66,10 @@ def conclude(
     Raises:
       RunError: logits of test images are not finite.
     """
-    evaluation = step.make_evaluate(network, mesh)
+    evaluation = scoring.make_evaluate(network, mesh)
 
     def split_logits(split: datasets.Split) -> np.ndarray:
-        return step.split_logits(evaluation, variables, split, config.eval_batch_size, mesh)
+        return scoring.split_logits(evaluation, variables, split, config.eval_batch_size, mesh)
 
     def seconds() -> float:
         return earlier_seconds + time.perf_counter() - cli.STARTED

@@ -16,9 +16,10 @@ from mnist_flax.data.feed import make_feed
 from mnist_flax.models.cnn import make_model
 from mnist_flax.runtime import devices, distributed, run_dir, terminal
 from mnist_flax.runtime.cli import RunError, UserError
-from mnist_flax.training import checkpoint, debug
+from mnist_flax.training import checkpoint, debug, scoring
 from mnist_flax.training import step as train
 from mnist_flax.training.optimizer import make_schedule
+from mnist_flax.training.state import TrainState, abstract_state, all_finite, hyperparameters, init_state
 
 _CALL_SECONDS = 0.5  # aimed at for one compiled call: often enough for a lively bar, rarely enough to cost nothing
 _CALL_STEPS = 8  # at least, and until the speed is known: a call gets its memory from the system anew
@@ -27,7 +28,7 @@ _CALL_STEPS = 8  # at least, and until the speed is known: a call gets its memor
 class Result(NamedTuple):
     """How training ended."""
 
-    state: train.TrainState  # of the last epoch
+    state: TrainState  # of the last epoch
     records: list[dict]  # metrics of all epochs
     finished: bool  # False when it was stopped before its end
     parameters: int
@@ -39,7 +40,7 @@ class Result(NamedTuple):
 class _Epoch(NamedTuple):
     """An epoch that was dispatched, and whose metrics are still to be read from the device."""
 
-    state: train.TrainState
+    state: TrainState
     metrics: dict[str, Any]
     validation: dict[str, Any] | None
     finite: jax.Array  # whether all of the state is
@@ -75,28 +76,28 @@ def fit(
         metrics.close()
         return Result(state, metrics.records, True, parameters, 0.0, earlier_seconds, earlier_seconds)
 
-    hyper = train.hyperparameters(config)
+    hyper = hyperparameters(config)
     train_steps = train.make_train_steps(config, num_classes, steps_per_epoch, mesh)
     if config.debug:
         train_steps = debug.checked(train_steps, config, num_classes, steps_per_epoch, mesh)
-    evaluate = train.make_evaluate(make_model(config.model, hyper, num_classes), mesh)
-    take = jax.jit(lambda state: (jax.tree.map(jnp.copy, state), train.all_finite(state)))
+    evaluate = scoring.make_evaluate(make_model(config.model, hyper, num_classes), mesh)
+    take = jax.jit(lambda state: (jax.tree.map(jnp.copy, state), all_finite(state)))
     feed = make_feed(config, splits, mesh, step)
     validation = None
     if len(splits.validation.labels):
         batch_size = min(config.eval_batch_size, len(splits.validation.labels))
-        validation = train.split_batches(mesh, *splits.validation, batch_size)
+        validation = scoring.split_batches(mesh, *splits.validation, batch_size)
     vote = distributed.Vote(mesh)
     limit = _CALL_STEPS
     block = feed(step, limit)
 
     started = time.perf_counter()
-    state, _ = train_steps(state, hyper, config.seed, *block[:3], 0, 0)  # compiles, runs no step
+    state, _ = train_steps(state, hyper, config.seed, block._replace(start=0, stop=0))  # compiles, runs no step
     snapshot, _ = take(state)
     if validation:
         evaluate(snapshot.variables(), *validation)
     # What a device prepares before it first takes a step is no training either: this one is from a copy.
-    jax.block_until_ready(train_steps(snapshot, hyper, config.seed, *block[:3], 0, 1))
+    jax.block_until_ready(train_steps(snapshot, hyper, config.seed, block._replace(start=0, stop=1)))
     compile_seconds = time.perf_counter() - started
     kind = devices.describe(mesh)["kind"]
     terminal.console.print(f"compiled in {compile_seconds:.1f} s for {mesh.size} x {kind}")
@@ -107,8 +108,8 @@ def fit(
     with terminal.bar(total_steps, step) as bar:
         log = _Log(config, metrics, checkpoints, earlier_seconds, steps_per_epoch, step, bar)
         while step < total_steps and not stopping:
-            state, last = train_steps(state, hyper, config.seed, *block)
-            step += block[4] - block[3]
+            state, last = train_steps(state, hyper, config.seed, block)
+            step += block.stop - block.start
             if pending:
                 log.finish(pending)
                 if ended := _early_stop(config, metrics.records):  # the call just dispatched goes to waste
@@ -138,13 +139,13 @@ def fit(
 
 def _start(
     config: ConfigDict, num_classes: int, checkpoints: checkpoint.Checkpoints, mesh: Mesh
-) -> tuple[train.TrainState, dict]:
+) -> tuple[TrainState, dict]:
     """State and record of the newest checkpoint, or fresh ones."""
-    restored = checkpoints.restore_latest(lambda: train.abstract_state(config, num_classes, mesh))
+    restored = checkpoints.restore_latest(lambda: abstract_state(config, num_classes, mesh))
     if restored:
         return restored
     init = jax.jit(
-        lambda seed: train.init_state(config, num_classes, seed), out_shardings=NamedSharding(mesh, devices.EVERYWHERE)
+        lambda seed: init_state(config, num_classes, seed), out_shardings=NamedSharding(mesh, devices.EVERYWHERE)
     )
     return init(config.seed), {"metrics": "", "train_seconds": 0.0}
 
@@ -164,7 +165,7 @@ class _Log:
     ):
         self._config, self._metrics, self._checkpoints, self._bar = config, metrics, checkpoints, bar
         self._steps_per_epoch = steps_per_epoch
-        hyper = train.hyperparameters(config)
+        hyper = hyperparameters(config)
         # One compiled program: each of its operations alone would be compiled too, for as long.
         self._schedule = jax.jit(make_schedule(config.optimizer.schedule, hyper, steps_per_epoch))
         now = time.perf_counter()
@@ -207,7 +208,7 @@ class _Log:
         self._bar.line(f"{line}  {rate:,.0f} images/s  {self.seconds():.0f} s")
         self.save(epoch.state, step, validation_accuracy)
 
-    def save(self, state: train.TrainState, step: int, accuracy: float | None) -> None:
+    def save(self, state: TrainState, step: int, accuracy: float | None) -> None:
         extra = {"metrics": self._metrics.text, "train_seconds": self.seconds()}
         self._checkpoints.save(step, state, extra, accuracy)
 

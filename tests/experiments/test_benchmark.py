@@ -10,6 +10,8 @@ from configs import classic
 from mnist_flax.data import datasets
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.training import step
+from mnist_flax.training.loss import cross_entropy
+from mnist_flax.training.state import hyperparameters, init_state
 from tests.commands import command, refusal
 
 COMMAND = "experiments.benchmark"
@@ -112,10 +114,10 @@ def test_burst_losses_of_the_project_are_means_over_their_steps():
     assert project.make(task)(16) == pytest.approx(np.mean(losses), rel=1e-4)
     config = classic.get_config()
     config.model.compute_dtype = "float32"
-    variables = step.init_state(config, 10, config.seed).variables()
-    model = step.make_model(config.model, step.hyperparameters(config), 10)
+    variables = init_state(config, 10, config.seed).variables()
+    model = step.make_model(config.model, hyperparameters(config), 10)
     rows = task.rows(0, 1)[0]
-    first = step.cross_entropy(model.apply(variables, step.normalize(images[rows])), labels[rows]).mean()
+    first = cross_entropy(model.apply(variables, step.normalize(images[rows])), labels[rows]).mean()
     assert losses[0] == pytest.approx(float(first), rel=1e-4)
 
 
@@ -125,7 +127,7 @@ def test_network_of_the_comparison_is_the_recipes():
     assert config.optimizer.learning_rate == contenders.LEARNING_RATE
     import jax
 
-    shapes = jax.eval_shape(lambda: step.init_state(config, 10, 0)).params
+    shapes = jax.eval_shape(lambda: init_state(config, 10, 0)).params
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 320 + 18_496 + 803_072 + 2_570
 
 

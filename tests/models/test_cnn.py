@@ -5,7 +5,7 @@ import pytest
 
 from mnist_flax.models.cnn import drop, make_model, normalize
 from mnist_flax.runtime.config import default_config
-from mnist_flax.training.step import hyperparameters
+from mnist_flax.training.state import hyperparameters
 
 
 def build(**fields):

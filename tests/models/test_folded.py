@@ -7,7 +7,7 @@ from scipy.special import softmax
 from mnist_flax.models import folded as inference
 from mnist_flax.models.cnn import join, make_model, normalize
 from mnist_flax.runtime import config as config_lib
-from mnist_flax.training import step
+from mnist_flax.training.state import hyperparameters, init_state, make_network
 
 DEEP = {"channels": (3, 5, 4), "kernel_sizes": (3, 5, 2), "strides": (1, 2, 1), "pool_sizes": (2, 1, 3)}
 NETWORKS = {
@@ -27,7 +27,7 @@ def model_config(fields: dict):
 
 def random_variables(config, seed: int = 0) -> dict:
     """Variables as a training might leave them: no bias, mean or scale keeps its first value."""
-    state = jax.jit(lambda: step.init_state(config, 10, seed))()
+    state = jax.jit(lambda: init_state(config, 10, seed))()
     rng = np.random.default_rng(seed)
 
     def shaken(path, leaf):
@@ -40,7 +40,7 @@ def random_variables(config, seed: int = 0) -> dict:
 
 
 def network(config):
-    return make_model(config.model, step.hyperparameters(config), 10)
+    return make_model(config.model, hyperparameters(config), 10)
 
 
 def linen_logits(config, variables, images):
@@ -70,7 +70,7 @@ def test_folded_parameters_are_those_of_a_model_without_batch_norm(images):
     expected = linen_logits(config, variables, images)
     parameters = inference.fold_batch_norm(network(config), variables)
     config.model.batch_norm = config.model.logits_batch_norm = False
-    shapes = jax.eval_shape(lambda: step.init_state(config, 10, 0)).params
+    shapes = jax.eval_shape(lambda: init_state(config, 10, 0)).params
     assert jax.tree.map(jnp.shape, parameters) == jax.tree.map(jnp.shape, shapes)
     np.testing.assert_allclose(linen_logits(config, {"params": parameters}, images), expected, rtol=1e-4, atol=1e-5)
 
@@ -92,7 +92,7 @@ def ensemble(*names: str):
     """An ensemble of `NETWORKS`, the configs of its members, their variables, and those of all together."""
     configs = [model_config(NETWORKS[name]) for name in names]
     variables = [random_variables(config, seed) for seed, config in enumerate(configs)]
-    return step.make_network(configs, 10), configs, variables, join(variables)
+    return make_network(configs, 10), configs, variables, join(variables)
 
 
 def test_an_ensemble_gives_the_mean_of_its_members_probabilities(images):

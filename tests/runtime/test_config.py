@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from mnist_flax.models import cnn
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.runtime.cli import UserError
-from mnist_flax.training import step
+from mnist_flax.training.state import hyperparameters
 
 FIELDS = config_lib.flatten(config_lib.default_config())
 
@@ -77,7 +77,7 @@ def test_the_size_of_a_network_is_known_before_it_is_made(channels, dense, kerne
             config_lib.check(config)
     if "shrinks the image to nothing" in str(caught.value):
         return
-    network = cnn.make_model(config.model, step.hyperparameters(config), 10)
+    network = cnn.make_model(config.model, hyperparameters(config), 10)
     shapes = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 28, 28), "float32"))["params"]
     kernels = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]}
     counted = sum(leaf.size for name, leaf in kernels.items() if "kernel" in name and "logits" not in name)

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from mnist_flax.runtime import devices, run_dir
-from mnist_flax.training import checkpoint, step
+from mnist_flax.training import checkpoint
+from mnist_flax.training.state import TrainState, abstract_state
 from tests.commands import command, finish, records, refusal, start, wait_for
 from tests.trained import once
 
@@ -84,8 +85,8 @@ def goes_down(processes: Iterable[subprocess.Popen], seconds: float = 60) -> Non
         assert len(ended.stderr.splitlines()) == 1, ended.stderr
 
 
-def last_state(workdir: Path) -> step.TrainState:
-    abstract = step.abstract_state(run_dir.read_config(workdir), 10, devices.make_mesh())
+def last_state(workdir: Path) -> TrainState:
+    abstract = abstract_state(run_dir.read_config(workdir), 10, devices.make_mesh())
     return checkpoint.load(workdir / "checkpoints", "last", abstract)[0]
 
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from mnist_flax.data import datasets
+from mnist_flax.data.feed import Block
 from mnist_flax.runtime import cli, devices
 from mnist_flax.training import debug, step
+from mnist_flax.training.state import all_finite, hyperparameters, init_state
 from tests.commands import command, records
 from tests.training.test_step import BATCH, EXAMPLES, STEPS_PER_EPOCH, config_for
 
@@ -35,17 +37,17 @@ def run(examples):
     order = np.arange(EXAMPLES, dtype=np.int32).reshape(STEPS_PER_EPOCH, BATCH)
 
     def run(images=examples[0], labels=examples[1], learning_rate=0.1, **factors):
-        state = step.init_state(CONFIG, 10, 0)
+        state = init_state(CONFIG, 10, 0)
         for name, factor in factors.items():
             params = state.params
             *groups, leaf = name.split("__")
             for group in groups:
                 params = params[group]
             params[leaf] = params[leaf] * factor
-        hyper = step.hyperparameters(CONFIG) | {"optimizer.learning_rate": learning_rate}
-        arguments = (hyper, 0, *devices.put((images, labels, order), mesh))
-        state, _ = steps(state, *arguments, 0, 0)
-        return steps(state, *arguments, 0, STEPS_PER_EPOCH)[0]
+        hyper = hyperparameters(CONFIG) | {"optimizer.learning_rate": learning_rate}
+        block = Block(*devices.put((images, labels, order), mesh), 0, 0)
+        state, _ = steps(state, hyper, 0, block)
+        return steps(state, hyper, 0, block._replace(stop=STEPS_PER_EPOCH))[0]
 
     return run
 
@@ -73,8 +75,9 @@ def test_names_the_layer_where_a_number_is_not_finite(run, change, found):
 def test_checks_change_nothing(run, examples):
     mesh = devices.make_mesh()
     order = np.arange(EXAMPLES, dtype=np.int32).reshape(STEPS_PER_EPOCH, BATCH)
-    arguments = (step.hyperparameters(CONFIG), 0, *devices.put((*examples, order), mesh), 0, STEPS_PER_EPOCH)
-    plain, _ = step.make_train_steps(CONFIG, 10, STEPS_PER_EPOCH, mesh)(step.init_state(CONFIG, 10, 0), *arguments)
+    block = Block(*devices.put((*examples, order), mesh), 0, STEPS_PER_EPOCH)
+    steps = step.make_train_steps(CONFIG, 10, STEPS_PER_EPOCH, mesh)
+    plain, _ = steps(init_state(CONFIG, 10, 0), hyperparameters(CONFIG), 0, block)
     jax.tree.map(np.testing.assert_array_equal, plain, run())
 
 
@@ -98,7 +101,7 @@ def test_types_and_shapes_are_checked_before_the_first_step(run, examples, image
 
 def test_an_all_black_image_and_a_batch_of_one_are_trained_on(run, examples):
     black = np.zeros_like(examples[0])
-    assert step.all_finite(run(images=black))
+    assert all_finite(run(images=black))
 
     fields = {
         "model.batch_norm": True,
@@ -107,21 +110,21 @@ def test_an_all_black_image_and_a_batch_of_one_are_trained_on(run, examples):
         "augment.elastic_sigma": 4.0,
     }
     config = config_for(**fields, batch_size=1)
-    state = step.init_state(config, 10, 0)
+    state = init_state(config, 10, 0)
     mesh = devices.make_mesh()
     steps = step.make_train_steps(config, 10, EXAMPLES, mesh)
     order = np.arange(EXAMPLES, dtype=np.int32)[:, None]
     for images in (black, examples[0]):
-        arguments = devices.put((images, examples[1], order), mesh)
-        state, last = steps(state, step.hyperparameters(config), 0, *arguments, 0, 5)
-        assert step.all_finite(state) and np.isfinite(last["sums"].loss)
+        block = Block(*devices.put((images, examples[1], order), mesh), 0, 5)
+        state, last = steps(state, hyperparameters(config), 0, block)
+        assert all_finite(state) and np.isfinite(last["sums"].loss)
 
 
 def test_all_finite_sees_every_leaf():
     good = {"a": jnp.ones(3), "b": (jnp.zeros((2, 2)), jnp.arange(3))}
-    assert step.all_finite(good)
+    assert all_finite(good)
     for bad in (jnp.nan, jnp.inf, -jnp.inf):
-        assert not step.all_finite(good | {"a": good["a"].at[1].set(bad)})
+        assert not all_finite(good | {"a": good["a"].at[1].set(bad)})
 
 
 def test_labels_beyond_the_classes_are_refused(digits_data_dir, monkeypatch):

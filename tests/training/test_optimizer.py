@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mnist_flax.runtime.config import default_config
 from mnist_flax.training.optimizer import make_optimizer, make_schedule, update_ema
-from mnist_flax.training.step import hyperparameters
+from mnist_flax.training.state import hyperparameters
 
 STEPS, EPOCHS = 50, 6
 TOTAL = STEPS * EPOCHS

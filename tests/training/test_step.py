@@ -6,10 +6,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from mnist_flax.data import datasets
+from mnist_flax.data.feed import Block
 from mnist_flax.models.cnn import make_model, normalize
 from mnist_flax.runtime.config import default_config
 from mnist_flax.runtime.devices import make_mesh
-from mnist_flax.training import step
+from mnist_flax.training import scoring, step
+from mnist_flax.training.loss import cross_entropy
+from mnist_flax.training.state import hyperparameters, init_state
 
 BATCH, EXAMPLES = 16, 80
 STEPS_PER_EPOCH = EXAMPLES // BATCH
@@ -39,11 +42,11 @@ def steps(config, examples, start=0, stop=STEPS_PER_EPOCH, state=None):
     """Runs steps [start, stop) of the first epoch over examples in order."""
     mesh = make_mesh()
     if state is None:
-        state = step.init_state(config, 10, config.seed)
+        state = init_state(config, 10, config.seed)
     images, labels = jax.device_put(examples, jax.NamedSharding(mesh, P()))
     order = jnp.arange(EXAMPLES, dtype=jnp.int32).reshape(STEPS_PER_EPOCH, BATCH)
     run = step.make_train_steps(config, 10, STEPS_PER_EPOCH, mesh)
-    return run(state, step.hyperparameters(config), config.seed, images, labels, order, start, stop), run
+    return run(state, hyperparameters(config), config.seed, Block(images, labels, order, start, stop)), run
 
 
 def reference_step(config, params, images, labels):
@@ -80,7 +83,7 @@ def test_bfloat16_runs_with_every_head(examples, head, batch_norm):
 
 def test_a_step_is_the_one_written_with_lax_alone(examples):
     config = config_for(**{"model.dropout_rate": 0.0, "optimizer.label_smoothing": 0.1, "optimizer.momentum": 0.0})
-    start = step.init_state(config, 10, 0)
+    start = init_state(config, 10, 0)
     params = jax.tree.map(np.asarray, start.params)
     (state, last), _ = steps(config, examples, 0, 1)
     loss, grads = reference_step(config, params, examples[0][:BATCH], examples[1][:BATCH])
@@ -105,9 +108,9 @@ def test_how_steps_are_cut_into_calls_changes_no_bit_and_compiles_nothing(exampl
     mesh = make_mesh()
     images, labels = jax.device_put(examples, jax.NamedSharding(mesh, P()))
     order = jnp.arange(EXAMPLES, dtype=jnp.int32).reshape(STEPS_PER_EPOCH, BATCH)
-    state = step.init_state(config, 10, 0)
+    state = init_state(config, 10, 0)
     for start, stop in ((0, 0), (0, 1), (1, 4), (4, 5)):
-        state, _ = run(state, step.hyperparameters(config), 0, images, labels, order, start, stop)
+        state, _ = run(state, hyperparameters(config), 0, Block(images, labels, order, start, stop))
     jax.tree.map(np.testing.assert_array_equal, whole, state)
     assert run._cache_size() <= 2  # a fresh state lies on one device, a trained one on the mesh
 
@@ -143,16 +146,18 @@ def test_randomness_of_a_step_depends_on_seed_step_and_position():
 @pytest.mark.parametrize("batch_size", [7, 80, 1000])
 def test_evaluation_counts_every_example_once(examples, batch_size):
     config = config_for(**{"model.batch_norm": True})
-    model = make_model(config.model, step.hyperparameters(config), 10)
-    variables = step.init_state(config, 10, 0).variables()
+    model = make_model(config.model, hyperparameters(config), 10)
+    variables = init_state(config, 10, 0).variables()
     mesh = make_mesh()
-    scores, logits = step.make_evaluate(model, mesh)(variables, *step.split_batches(mesh, *examples, batch_size))
+    scores, logits = scoring.make_evaluate(model, mesh)(variables, *scoring.split_batches(mesh, *examples, batch_size))
     whole = model.apply(variables, normalize(examples[0]))
     np.testing.assert_allclose(np.asarray(logits).reshape(-1, 10)[:EXAMPLES], whole, rtol=1e-4, atol=1e-5)
     expected = optax.softmax_cross_entropy_with_integer_labels(whole, examples[1]).mean()
     assert float(scores["loss"]) == pytest.approx(float(expected), rel=1e-5)
     assert float(scores["accuracy"]) == pytest.approx(np.mean(np.argmax(whole, 1) == examples[1]))
-    parts = step.split_logits(step.make_evaluate(model, mesh), variables, datasets.Split(*examples), batch_size, mesh)
+    parts = scoring.split_logits(
+        scoring.make_evaluate(model, mesh), variables, datasets.Split(*examples), batch_size, mesh
+    )
     np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-5)
 
 
@@ -161,4 +166,4 @@ def test_cross_entropy_with_smoothing():
     log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     targets = np.eye(10)[labels] * 0.8 + 0.02
     expected = -(targets * log_probabilities).sum(1)
-    np.testing.assert_allclose(step.cross_entropy(jnp.float32(logits), labels, 0.2), expected, rtol=1e-5)
+    np.testing.assert_allclose(cross_entropy(jnp.float32(logits), labels, 0.2), expected, rtol=1e-5)

@@ -17,6 +17,7 @@ from mnist_flax.data import datasets
 from mnist_flax.data.feed import make_feed
 from mnist_flax.runtime import devices
 from mnist_flax.training import step as train
+from mnist_flax.training.state import hyperparameters, init_state
 
 
 def describe() -> str:
@@ -34,11 +35,11 @@ def make(task: Task) -> Callable[[int], float]:
     mesh = devices.make_mesh()
     split = datasets.Split(task.images, task.labels)
     feed = make_feed(config, datasets.Splits(split, split, split, np.arange(len(task.labels))), mesh, 0)
-    hyper = train.hyperparameters(config)
+    hyper = hyperparameters(config)
     train_steps = train.make_train_steps(config, 10, len(task.labels) // task.batch_size, mesh)
-    init = jax.jit(lambda seed: train.init_state(config, 10, seed), out_shardings=NamedSharding(mesh, P()))
+    init = jax.jit(lambda seed: init_state(config, 10, seed), out_shardings=NamedSharding(mesh, P()))
     state = init(config.seed)
-    state, last = train_steps(state, hyper, config.seed, *feed(0, 1)[:3], 0, 0)  # compiles, runs no step
+    state, last = train_steps(state, hyper, config.seed, feed(0, 1)._replace(stop=0))  # compiles, runs no step
     step = 0
 
     def run(steps: int) -> float:
@@ -46,9 +47,9 @@ def make(task: Task) -> Callable[[int], float]:
         stop, read = step + steps, [(last, 1)]
         while step < stop:
             block = feed(step, stop - step)
-            state, last = train_steps(state, hyper, config.seed, *block)
-            read.append((last, block[3]))
-            step += block[4] - block[3]
+            state, last = train_steps(state, hyper, config.seed, block)
+            read.append((last, block.start))
+            step += block.stop - block.start
         sums = [(jax.device_get(metrics["sums"]), start) for metrics, start in read]
         # They run from the start of an epoch, where no call goes on from the one before.
         losses = (now.loss - (before.loss if start else 0) for (before, _), (now, start) in pairwise(sums))

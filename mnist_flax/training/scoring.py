@@ -1,0 +1,74 @@
+"""Loss, accuracy and logits of a whole split, on any number of devices."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float
+
+from mnist_flax.inference.tta import Views
+from mnist_flax.models.cnn import CNN, Ensemble, normalize
+from mnist_flax.runtime.devices import BATCH_AXIS, BATCHES, EVERYWHERE, put
+from mnist_flax.training.loss import cross_entropy
+
+
+def split_batches(mesh: Mesh, images, labels, batch_size: int) -> tuple[Array, Array]:
+    """A split on the devices in padded batches: images [batches, batch, 28, 28] and labels, -1 where padded.
+
+    Batches are a multiple of 8 on each device: on CPUs a prime number of examples takes five times as long.
+    """
+    divisor = 8 * mesh.shape[BATCH_AXIS]
+    batch_size = -(-batch_size // divisor) * divisor
+    count = -(-len(labels) // batch_size)
+    padding = count * batch_size - len(labels)
+    images = np.pad(images, ((0, padding), (0, 0), (0, 0))).reshape(count, batch_size, 28, 28)
+    labels = np.pad(labels, (0, padding), constant_values=-1).reshape(count, batch_size)
+    return put((images, labels), mesh, BATCHES)
+
+
+def evaluate_batches(
+    model: CNN | Ensemble | Views, variables: dict, images, labels
+) -> tuple[dict, Float[Array, "batches share classes"]]:
+    """Mean loss and accuracy over a whole split, and this device's logits: see `make_evaluate`; within `BATCH_AXIS`."""
+    logits = lax.map(lambda batch: model.apply(variables, normalize(batch)), images)
+    real = labels >= 0
+    loss = jnp.where(real, cross_entropy(logits, jnp.maximum(labels, 0)), 0).sum()
+    correct = (real & (logits.argmax(-1) == labels)).sum()
+    loss, correct, count = lax.psum((loss, correct, real.sum()), BATCH_AXIS)
+    return {"loss": loss / count, "accuracy": correct / count}, logits
+
+
+def make_evaluate(model: CNN | Ensemble | Views, mesh: Mesh) -> Callable:
+    """Whole-split evaluation: `(variables, images, labels) -> ({"loss", "accuracy"}, logits)` of `split_batches`.
+
+    Loss is the mean cross-entropy and accuracy the fraction correct over exactly the examples that are not padding.
+    Logits are float32 [batches, batch, classes], padding included, whole on every device.
+    """
+    evaluate = jax.shard_map(
+        partial(evaluate_batches, model),
+        mesh=mesh,
+        in_specs=(EVERYWHERE, BATCHES, BATCHES),
+        out_specs=(EVERYWHERE, BATCHES),
+        check_vma=False,
+    )
+    return jax.jit(evaluate, out_shardings=NamedSharding(mesh, EVERYWHERE))
+
+
+def split_logits(
+    evaluate: Callable, variables: dict, split, batch_size: int, mesh: Mesh
+) -> Float[np.ndarray, "examples classes"]:
+    """Logits of every example of a `datasets.Split`, whole: nothing is dropped and nothing counted twice.
+
+    `evaluate` is from `make_evaluate`; it is called with one padded batch at a time, so that it compiles once
+    for splits of any size.
+    """
+    logits = []
+    for start in range(0, len(split.labels), batch_size):
+        images, labels = (array[start : start + batch_size] for array in split)
+        batch = split_batches(mesh, images, labels, batch_size)
+        logits.append(np.asarray(evaluate(variables, *batch)[1][0])[: len(labels)])
+    return np.concatenate(logits)
