@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from mnist_flax.data import datasets
-from mnist_flax.data.feed import make_feed
+from mnist_flax.data.feed import Block, make_feed
 from mnist_flax.models.cnn import make_model
 from mnist_flax.runtime import devices, distributed, run_dir, terminal
 from mnist_flax.runtime.cli import RunError, UserError
@@ -46,6 +46,14 @@ class _Epoch(NamedTuple):
     finite: jax.Array  # whether all of the state is
 
 
+class _Programs(NamedTuple):
+    """What a run computes on the devices, as compiled functions."""
+
+    train_steps: Callable  # (state, block) -> (state, metrics); takes the state away
+    copy: Callable  # state -> (a copy, whether all of it is finite)
+    validate: Callable  # state -> loss and accuracy; None without validation examples
+
+
 def fit(
     config: ConfigDict, splits: datasets.Splits, num_classes: int, directory: Path, mesh: Mesh, stop: Callable[[], bool]
 ) -> Result:
@@ -76,31 +84,12 @@ def fit(
         metrics.close()
         return Result(state, metrics.records, True, parameters, 0.0, earlier_seconds, earlier_seconds)
 
-    hyper = hyperparameters(config)
-    train_steps = train.make_train_steps(config, num_classes, steps_per_epoch, mesh)
-    if config.debug:
-        train_steps = debug.checked(train_steps, config, num_classes, steps_per_epoch, mesh)
-    evaluate = scoring.make_evaluate(make_model(config.model, hyper, num_classes), mesh)
-    take = jax.jit(lambda state: (jax.tree.map(jnp.copy, state), all_finite(state)))
+    programs = _make_programs(config, splits, num_classes, steps_per_epoch, mesh)
     feed = make_feed(config, splits, mesh, step)
-    validation = None
-    if len(splits.validation.labels):
-        batch_size = min(config.eval_batch_size, len(splits.validation.labels))
-        validation = scoring.split_batches(mesh, *splits.validation, batch_size)
     vote = distributed.Vote(mesh)
     limit = _CALL_STEPS
     block = feed(step, limit)
-
-    started = time.perf_counter()
-    state, _ = train_steps(state, hyper, config.seed, block._replace(start=0, stop=0))  # compiles, runs no step
-    snapshot, _ = take(state)
-    if validation:
-        evaluate(snapshot.variables(), *validation)
-    # What a device prepares before it first takes a step is no training either: this one is from a copy.
-    jax.block_until_ready(train_steps(snapshot, hyper, config.seed, block._replace(start=0, stop=1)))
-    compile_seconds = time.perf_counter() - started
-    kind = devices.describe(mesh)["kind"]
-    terminal.console.print(f"compiled in {compile_seconds:.1f} s for {mesh.size} x {kind}")
+    state, compile_seconds = _compile(programs, state, block, mesh)
 
     pending: _Epoch | None = None
     previous: dict[str, Any] | None = None  # metrics of the call before
@@ -108,7 +97,7 @@ def fit(
     with terminal.bar(total_steps, step) as bar:
         log = _Log(config, metrics, checkpoints, earlier_seconds, steps_per_epoch, step, bar)
         while step < total_steps and not stopping:
-            state, last = train_steps(state, hyper, config.seed, block)
+            state, last = programs.train_steps(state, block)
             step += block.stop - block.start
             if pending:
                 log.finish(pending)
@@ -120,9 +109,7 @@ def fit(
                 limit = max(_CALL_STEPS, min(int(_CALL_SECONDS / log.show(previous)), 4 * limit))
             previous = last
             if step % steps_per_epoch == 0:
-                snapshot, finite = take(state)
-                scores = evaluate(snapshot.variables(), *validation)[0] if validation else None
-                pending, previous = _Epoch(snapshot, last, scores, finite), None
+                pending, previous = _end_epoch(programs, state, last), None
             if step < total_steps:
                 stopping, limit = vote(stop(), limit)
                 block = feed(step, limit)
@@ -131,10 +118,46 @@ def fit(
             ended = step == total_steps or _early_stop(config, metrics.records)
         elif not ended and step > first_step:  # asked to stop within an epoch
             _read(last)
-            _check_finite(take(state)[1], step)
+            _check_finite(programs.copy(state)[1], step)
             log.save(state, step, None)
         log.close()
     return Result(state, metrics.records, ended, parameters, compile_seconds, log.seconds(), earlier_seconds)
+
+
+def _make_programs(
+    config: ConfigDict, splits: datasets.Splits, num_classes: int, steps_per_epoch: int, mesh: Mesh
+) -> _Programs:
+    hyper = hyperparameters(config)
+    train_steps = train.make_train_steps(config, num_classes, steps_per_epoch, mesh)
+    if config.debug:
+        train_steps = debug.checked(train_steps, config, num_classes, steps_per_epoch, mesh)
+    evaluate = scoring.make_evaluate(make_model(config.model, hyper, num_classes), mesh)
+    held_out = len(splits.validation.labels)
+    batches = held_out and scoring.split_batches(mesh, *splits.validation, min(config.eval_batch_size, held_out))
+    return _Programs(
+        train_steps=lambda state, block: train_steps(state, hyper, config.seed, block),
+        copy=jax.jit(lambda state: (jax.tree.map(jnp.copy, state), all_finite(state))),
+        validate=lambda state: evaluate(state.variables(), *batches)[0] if batches else None,
+    )
+
+
+def _compile(programs: _Programs, state: TrainState, block: Block, mesh: Mesh) -> tuple[TrainState, float]:
+    """The same state, and the seconds that compiling took: training is timed without them."""
+    started = time.perf_counter()
+    state, _ = programs.train_steps(state, block._replace(start=0, stop=0))  # compiles, runs no step
+    copy, _ = programs.copy(state)
+    programs.validate(copy)
+    # What a device prepares before it first takes a step is no training either: this one is from a copy.
+    jax.block_until_ready(programs.train_steps(copy, block._replace(start=0, stop=1)))
+    seconds = time.perf_counter() - started
+    terminal.console.print(f"compiled in {seconds:.1f} s for {mesh.size} x {devices.describe(mesh)['kind']}")
+    return state, seconds
+
+
+def _end_epoch(programs: _Programs, state: TrainState, metrics: dict[str, Any]) -> _Epoch:
+    """Dispatches what an epoch ends with, from a copy: the next call takes the state away."""
+    copy, finite = programs.copy(state)
+    return _Epoch(copy, metrics, programs.validate(copy), finite)
 
 
 def _start(
