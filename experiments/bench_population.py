@@ -24,7 +24,7 @@ from mnist_flax.experiments.benchmarks import cores
 from mnist_flax.experiments.benchmarks.contenders import TORCH_ENVIRONMENT
 from mnist_flax.experiments.research import extra
 
-from configs.studies import throughput
+from mnist_flax.configs.studies import throughput
 from mnist_flax.data import datasets
 from mnist_flax.runtime import cli, devices, terminal
 

@@ -1,7 +1,6 @@
 """Finding, loading and checking configs: every mistake is found here, before any work starts."""
 
 import difflib
-import importlib.util
 import os
 import re
 import runpy
@@ -16,9 +15,8 @@ from ml_collections import ConfigDict, config_flags
 from mnist_flax.runtime import cli
 from mnist_flax.runtime.cli import UserError
 
-_PACKAGE = Path(__file__).resolve().parent
-# An installed package carries the recipes inside; a clone has them beside the package.
-RECIPES = next(d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if (d / "default.py").exists())
+# In a clone a link to the directory beside the package. Never imported as `configs`: that name is the user's.
+RECIPES = Path(__file__).resolve().parent / "configs"
 
 _CHOICES = {
     "dataset": ("mnist", "fashion_mnist", "kmnist", "digits"),
@@ -93,7 +91,6 @@ def define_flag(argv: Sequence[str] | None = None) -> tuple[flags.FlagHolder, li
     # ml_collections wants the recipe before its overrides; to a user their order means nothing.
     recipes = [_find_recipe(argument) for argument in arguments if argument.startswith("--config=")]
     arguments = [program, *recipes, *(argument for argument in arguments if not argument.startswith("--config="))]
-    _make_recipes_importable()
     config_flags.register_flag_parser_for_type(int, _IntegerOrNone())
     config_flags.register_flag_parser_for_type(str, _TextOrNone())
     try:
@@ -187,21 +184,9 @@ def _find_recipe(argument: str) -> str:
     return argument.replace(file, str(RECIPES.parent / file), 1) if shipped and not Path(file).exists() else argument
 
 
-def _make_recipes_importable() -> None:
-    """Lets a recipe say `from configs import default`, wherever the command was started."""
-    if "configs" not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            "configs", RECIPES / "__init__.py", submodule_search_locations=[str(RECIPES)]
-        )
-        assert spec and spec.loader
-        sys.modules["configs"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["configs"])
-
-
 def default_config() -> ConfigDict:
     """The reference recipe, which defines which fields exist and what type each has."""
-    _make_recipes_importable()
-    from configs import default
+    from mnist_flax.configs import default
 
     return default.get_config()
 

@@ -98,7 +98,7 @@ def test_finished_run_prints_its_summary_and_trains_no_more(undisturbed, small):
 def test_a_path_on_the_command_line_may_begin_at_home(undisturbed, small, tmp_path):
     home = undisturbed[0].parent
     recipe = home / "mine.py"
-    recipe.write_text("from configs.digits import get_config\n")
+    recipe.write_text("from mnist_flax.configs.digits import get_config\n")
     arguments = ("--config=~/mine.py", *small[1:], "--workdir=~/run")
     assert "test_accuracy" in finish(start("mnist_flax.main", *arguments, cwd=tmp_path, HOME=str(home))).stdout
     assert not any(tmp_path.iterdir())
@@ -236,16 +236,19 @@ def test_a_mistake_gets_one_line_and_status_2(arguments, hint, digits_data_dir):
     assert hint in refusal("mnist_flax.main", *base, f"--config.data_dir={digits_data_dir}", *arguments)
 
 
-RECIPE = (
-    "from configs import default\ndef get_config():\n    config = default.get_config()\n    {}\n    return config\n"
-)
+RECIPE = """from mnist_flax.configs import default
+def get_config():
+    config = default.get_config()
+    {}
+    return config
+"""
 
 
 @pytest.mark.parametrize(
     ("recipe", "found"),
     [
         ("import nothing_of_the_kind\n", ", line 1: ModuleNotFoundError: No module named 'nothing_of_the_kind'"),
-        ("from configs import nothing_of_the_kind\n", ", line 1: ImportError"),
+        ("from mnist_flax.configs import nothing_of_the_kind\n", ", line 1: ImportError"),
         ("\ndef get_config(:\n", ", line 2: SyntaxError"),
         ("nothing = 1\n", " has no function get_config()"),
         (RECIPE.replace("return config", "").format("pass"), ": get_config() returns nothing"),

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mnist_flax.experiments.benchmarks import contenders, cores
 
-from configs import classic
+from mnist_flax.configs import classic
 from mnist_flax.data import datasets
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.training import step

@@ -13,7 +13,7 @@ from mnist_flax.experiments.research import confirm, directory, storage, worker
 from tests.commands import command, finish, kill_while, refusal, start, wait_for
 
 CONFIG = """
-from configs import digits
+from mnist_flax.configs import digits
 from mnist_flax.experiments import space
 
 

@@ -17,7 +17,7 @@ def test_every_recipe_is_valid(recipe):
     if recipe.name != "__init__.py":
         import importlib
 
-        config_lib.check(importlib.import_module(f"configs.{recipe.stem}").get_config())
+        config_lib.check(importlib.import_module(f"mnist_flax.configs.{recipe.stem}").get_config())
 
 
 def test_every_field_is_ranged_or_chosen_or_free_on_purpose():

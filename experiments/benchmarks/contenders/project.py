@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from mnist_flax.experiments.benchmarks.contenders import Task
 
-from configs import classic
+from mnist_flax.configs import classic
 from mnist_flax.data import datasets
 from mnist_flax.data.feed import make_feed
 from mnist_flax.runtime import devices
