@@ -67,8 +67,7 @@ def figure_augmentations(found: dict[str, Images]) -> "Figure":
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise cli.UserError(f"{argv[1]!r} is no flag: override a field with --config.KEY=VALUE")
+    config_lib.refuse_arguments(argv)
     config, path = _CONFIG.value, Path(_FIGURE.value)
     config_lib.check(config)
     outputs.check("figure", path, ".png")

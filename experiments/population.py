@@ -55,8 +55,7 @@ def print_results(results: Sequence[dict], title: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise cli.UserError(f"{argv[1]!r} is no flag: override a field with --config.KEY=VALUE")
+    config_lib.refuse_arguments(argv)
     config = _CONFIG.value
     members.check([config])
     if _OUTPUT.value:

@@ -155,6 +155,7 @@ class Programs:
     @classmethod
     def load(cls, config: ConfigDict) -> "Programs":
         """For populations like this config, on all devices. Raises UserError if its data cannot be had."""
+        datasets.check_sizes(config)
         everything = config.copy_and_resolve_references()
         everything.train_examples = None
         splits = datasets.load(everything)

@@ -30,6 +30,7 @@ from mnist_flax.runtime import files
 from mnist_flax.runtime.cli import UserError, reason
 
 VERSIONS = {"mnist": "3.0.1", "fashion_mnist": "3.0.1", "kmnist": "3.0.1", "digits": "1.0.0"}
+TRAIN_EXAMPLES = dict.fromkeys(VERSIONS, idx.SPLIT_SIZES["train"]) | {"digits": 1_438}
 
 # SHA-256 of the decompressed archives, so that a recompressed one is accepted. Of Fashion-MNIST and KMNIST
 # only the sums of the archives themselves are known (TFDS's url_checksums): those are checked instead.
