@@ -33,14 +33,9 @@ _SEEDS = flags.DEFINE_integer("seeds", 10, "confirm: fresh seeds that winner and
 
 
 def load_module(path: str) -> Any:
-    """The config file as a module.
-
-    Raises:
-      UserError: its name is not that of a Python file.
-    """
+    """The config file as a module."""
     spec = importlib.util.spec_from_file_location("study_config", path)
-    if not (spec and spec.loader):
-        raise cli.UserError(f"--config={path} is no Python file: name it NAME.py")
+    assert spec and spec.loader  # `define_flag` has seen that it is named as a Python file is
     module = importlib.util.module_from_spec(spec)
     sys.modules["study_config"] = module
     spec.loader.exec_module(module)

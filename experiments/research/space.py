@@ -149,7 +149,7 @@ def define(module: Any, config: ConfigDict) -> Definition:
     if config.validation_examples == 0:
         raise UserError("a study compares trials on validation data: set config.validation_examples")
     if hasattr(module, "search_space") == hasattr(module, "sweep"):
-        raise UserError("--config must define either search_space() or sweep(), as configs/studies/adam.py does")
+        raise UserError("the recipe must define either search_space() or sweep(), as configs/studies/adam.py does")
     sweep: list[Mapping[str, Any]] = []
     if hasattr(module, "sweep"):
         sweep = _given(module, "sweep", list)

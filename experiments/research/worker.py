@@ -38,7 +38,7 @@ def join(name: str, definition: space.Definition, database: RDBStorage, director
             study.set_user_attr("identity", wanted)
         elif changes := config_lib.differences(recorded, wanted):
             raise UserError(
-                f"{directory} holds a study of another config ({'; '.join(changes)}): use another --workdir"
+                f"{directory} holds a study of another config ({'; '.join(changes)}): use another directory"
             )
         _queue_sweep(study, definition)
     return study

@@ -132,6 +132,11 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     return arguments
 
 
+def option(name: str, value: str) -> str:
+    """How this command, or a call in Python, is told `value`: an error names no flag that the command does not have."""
+    return f"--{name}={value}" if name in flags.FLAGS else f"{name}={value}"
+
+
 def one_line(text: str) -> str:
     """The text with line breaks, and all else that cannot be printed, as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -301,10 +301,10 @@ def test_mistakes_get_one_line_and_leave_the_study_as_it_was(shared, arguments, 
     other = study_file(tmp_path / "other.py", SEARCH.replace("3e-2", "2e-2"))
     unnamed = study_file(tmp_path / "search.cfg")
     for wrong, hint in (
-        ((f"--config={unnamed}", *command_line[1:]), "is no Python file"),
+        ((f"--config={unnamed}", *command_line[1:]), "is not a Python file"),
         ((f"--config={other}", *command_line[1:]), "study of another config"),
         ((*command_line, "--config.batch_size=16"), "config.batch_size: 32 -> 16"),
-        ((*command_line, "--storage=sqlite:////nowhere/study.db"), "use another --workdir"),
+        ((*command_line, "--storage=sqlite:////nowhere/study.db"), "use another directory"),
         ((*arguments, f"--workdir={tmp_path / 'new'}", "--storage=sqlite:////nowhere/at/all.db"), "cannot be used"),
         ((*arguments, f"--workdir={tmp_path / 'new'}", "--storage=postgresql://x@127.0.0.1:1/x"), "cannot be used"),
         ((*arguments, f"--workdir={tmp_path / 'new'}", "--storage=mysql://x"), "neither"),
