@@ -100,7 +100,7 @@ def check_sizes(config: ConfigDict, total: int | None = None) -> int:
     Raises:
       UserError: the config asks for more examples than there are.
     """
-    total = prepare.TRAIN_EXAMPLES[config.dataset] if total is None else total
+    total = prepare.train_examples(config.dataset) if total is None else total
     held_out = total // 12 if config.validation_examples is None else config.validation_examples
     if not 0 <= held_out < total:
         raise UserError(

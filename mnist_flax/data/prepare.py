@@ -30,7 +30,6 @@ from mnist_flax.runtime import files
 from mnist_flax.runtime.cli import UserError, reason
 
 VERSIONS = {"mnist": "3.0.1", "fashion_mnist": "3.0.1", "kmnist": "3.0.1", "digits": "1.0.0"}
-TRAIN_EXAMPLES = dict.fromkeys(VERSIONS, idx.SPLIT_SIZES["train"]) | {"digits": 1_438}
 
 # SHA-256 of the decompressed archives, so that a recompressed one is accepted. Of Fashion-MNIST and KMNIST
 # only the sums of the archives themselves are known (TFDS's url_checksums): those are checked instead.
@@ -65,8 +64,7 @@ def prepare(name: str, data_dir: str | None = None, archive_dir: str | None = No
       UserError: an unknown dataset, an archive that is missing or not what it should be, no network, a disk
         that is full or read-only, or a prepared directory that is not whole.
     """
-    if name not in VERSIONS:
-        raise UserError(f"dataset {name!r} is unknown: choose one of {', '.join(VERSIONS)}")
+    train_examples(name)  # refuses an unknown one
     root = _root(data_dir)
     try:
         place = _place(name, root)
@@ -85,6 +83,13 @@ def prepare(name: str, data_dir: str | None = None, archive_dir: str | None = No
         ) from error
 
 
+def train_examples(name: str) -> int:
+    """How many training examples a dataset has, before any are held out; raises UserError for an unknown one."""
+    if name not in VERSIONS:
+        raise UserError(f"dataset {name!r} is unknown: choose one of {', '.join(VERSIONS)}")
+    return 1_438 if name == "digits" else idx.SPLIT_SIZES["train"]
+
+
 def place_option() -> str:
     """How this command is told where datasets are."""
     if "config" in flags.FLAGS:
@@ -93,12 +98,14 @@ def place_option() -> str:
 
 
 def _ways_out() -> str:
-    ways = f"name where it is prepared with {place_option()}"
-    if "config" not in flags.FLAGS:
+    ways, field = f"name where it is prepared with {place_option()}", "config"
+    if field in flags.FLAGS:
+        field = "--config"
+    elif flags.FLAGS.is_parsed():  # a command whose runs or whose benchmark name the dataset
         return ways
     return (
-        f"{ways}, give the four original archives with --config.archive_dir=DIR, "
-        "or train on the embedded digits with --config.dataset=digits"
+        f"{ways}, give the four original archives with {field}.archive_dir=DIR, "
+        f"or train on the embedded digits with {field}.dataset=digits"
     )
 
 

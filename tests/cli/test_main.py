@@ -214,7 +214,7 @@ def _open_files(pid: int) -> str:
         (["--config.learning_rate=0.1"], "did you mean config.optimizer.learning_rate?"),
         (["--config.optimizer=adam"], "such as config.optimizer."),
         (["--config.optimizer.eps=0"], "at least 1e-30"),
-        (["--config.num_epochs=None"], "of type int"),
+        (["--config.num_epochs=None"], "a whole number"),
         (["--config.num_epochs=ten"], "num_epochs"),
         (["--config.num_epochs=0"], "at least 1"),
         (["--config.optimizer.learning_rate=nan"], "learning_rate"),

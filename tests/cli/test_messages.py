@@ -56,7 +56,7 @@ def test_a_module_names_no_flag_but_its_own():
 @pytest.mark.parametrize(
     ("defined", "wanted", "unwanted"),
     [
-        ((), "TFDS_DATA_DIR=DIR", "--"),
+        ((), "TFDS_DATA_DIR=DIR in the environment", "config"),
         (("data_dir",), "--data_dir=DIR", "--config"),
         (("config",), "--config.archive_dir=DIR", "--data_dir"),
     ],
@@ -65,6 +65,7 @@ def test_ways_to_the_data_are_those_of_the_command(defined, wanted, unwanted, mo
     values = flags.FlagValues()
     for name in defined:
         flags.DEFINE_string(name, None, "", flag_values=values)
+    values.mark_as_parsed()
     monkeypatch.setattr(flags, "FLAGS", values)
     assert wanted in prepare._ways_out() and unwanted not in prepare._ways_out()
     assert cli.option("data_dir", "X") == ("--data_dir=X" if "data_dir" in defined else "data_dir=X")
