@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import flags
 from jaxtyping import Float
-from mnist_flax.experiments.research import outputs
 
 from mnist_flax.evaluation.figures import styled
+from mnist_flax.experiments.research import outputs
 from mnist_flax.runtime import cli
 from mnist_flax.runtime import config as config_lib
 

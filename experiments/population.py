@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
+
 from mnist_flax.experiments.research import members, outputs
 from mnist_flax.experiments.summarize import add_means, shown
-
 from mnist_flax.runtime import cli, run_dir, terminal
 from mnist_flax.runtime import config as config_lib
 

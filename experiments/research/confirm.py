@@ -6,9 +6,9 @@ from typing import Any
 
 import optuna
 from ml_collections import ConfigDict
+
 from mnist_flax.experiments.research import directory, members, space, storage, worker
 from mnist_flax.experiments.summarize import spread
-
 from mnist_flax.runtime import cli, files, run_dir, terminal
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.runtime.cli import UserError

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import optuna
 from ml_collections import ConfigDict
-from mnist_flax.experiments.research import space, storage
 
+from mnist_flax.experiments.research import space, storage
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.runtime import run_dir
 from mnist_flax.runtime.cli import UserError

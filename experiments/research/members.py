@@ -19,9 +19,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, Int32
 from ml_collections import ConfigDict
-from mnist_flax.experiments.benchmarks import cores
 
 from mnist_flax.data import datasets
+from mnist_flax.experiments.benchmarks import cores
 from mnist_flax.models.cnn import make_model
 from mnist_flax.runtime import cli, devices
 from mnist_flax.runtime import config as config_lib

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import optuna
 from jaxtyping import Bool
-from mnist_flax.experiments.research import members, samplers, space, storage
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
+from mnist_flax.experiments.research import members, samplers, space, storage
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.runtime import terminal
 from mnist_flax.runtime.cli import UserError, reason

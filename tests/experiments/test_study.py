@@ -8,8 +8,8 @@ import time
 import optuna
 import pytest
 import sqlalchemy
-from mnist_flax.experiments.research import confirm, directory, storage, worker
 
+from mnist_flax.experiments.research import confirm, directory, storage, worker
 from tests.commands import command, finish, kill_while, refusal, start, wait_for
 
 CONFIG = """

@@ -61,7 +61,7 @@ def test_checkpoints_without_a_score_do_not_pile_up(tmp_path):
 def test_without_any_score_there_is_no_best(tmp_path):
     save(tmp_path, [None, None])
     assert equal(checkpoint.load(tmp_path, "last", ABSTRACT)[0], state(2))
-    with pytest.raises(UserError, match="use .*checkpoint=last"):
+    with pytest.raises(UserError, match=r"use .*checkpoint=last"):
         checkpoint.load(tmp_path, "best", ABSTRACT)
 
 
