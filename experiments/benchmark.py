@@ -61,7 +61,6 @@ _SECONDS = flags.DEFINE_float("seconds", 1.0, "of a burst", lower_bound=0.01)
 _CHECK_STEPS = flags.DEFINE_integer("check_steps", 64, "steps of warm-up, after which losses are compared", 4 * STEPS)
 _OUT = flags.DEFINE_string("out", None, "directory for results; a new one under runs/benchmark/ if not given")
 
-_ROOT = Path(__file__).resolve().parent.parent
 _EXAMPLES = 55_000  # of random data: as many as MNIST leaves for training
 
 
@@ -78,7 +77,6 @@ class Contender:
         arguments = [name, dtype, str(batch_size), str(examples), *(["batch_norm"] if batch_norm else [])]
         process = subprocess.Popen(
             [sys.executable, "-m", "mnist_flax.experiments.benchmarks.contenders", *arguments],
-            cwd=_ROOT,
             env=os.environ | ENVIRONMENT | (TORCH_ENVIRONMENT if name == "torch" else {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -228,7 +228,8 @@ def test_asked_to_stop_it_queues_its_trials_and_prints_the_command(arguments, tm
     )
     process.send_signal(signal.SIGTERM)
     out = finish(process).stdout
-    assert out.splitlines()[-1].startswith("python -m experiments.study ") and str(place) in out.splitlines()[-1]
+    last = out.splitlines()[-1]
+    assert last.startswith("python -m mnist_flax.experiments.study ") and str(place) in last
     found = trials(place)
     assert not [t for t in found if t.state == RUNNING]
     given_up, waiting = ([t for t in found if t.state == state] for state in (FAIL, WAITING))
@@ -238,7 +239,7 @@ def test_asked_to_stop_it_queues_its_trials_and_prints_the_command(arguments, tm
     process = start("experiments.study", *confirmed)
     wait_for(lambda: _confirmation(place, RUNNING), process, 500)
     process.send_signal(signal.SIGTERM)
-    assert f"python -m experiments.study confirm {place}" in finish(process).stdout.splitlines()[-1]
+    assert f"python -m mnist_flax.experiments.study confirm {place}" in finish(process).stdout.splitlines()[-1]
     assert not _confirmation(place, RUNNING) and _confirmation(place, WAITING)
     assert len(_confirmation(place, COMPLETE, WAITING)) == 120
 
