@@ -1,6 +1,7 @@
 """The reference recipe: a small CNN on MNIST, 15 epochs of Adam, with augmentation.
 
     python -m mnist_flax.main --config=configs/default.py
+    python -m mnist_flax.main --config=configs/default.py:fashion_mnist
 
 Test accuracy 99.58 +- 0.04 % (5 seeds), in 13 minutes on one CPU core.
 """
@@ -9,12 +10,12 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 
-def get_config() -> ConfigDict:
+def get_config(dataset: str = "mnist") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # parameters, batch order, augmentation and dropout all derive from it
 
     # Data
-    config.dataset = "mnist"  # mnist, fashion_mnist, kmnist or digits
+    config.dataset = dataset  # mnist, fashion_mnist, kmnist or digits
     config.data_dir = placeholder(str)  # where TFDS keeps datasets; default: TFDS_DATA_DIR or TFDS's own
     config.archive_dir = placeholder(str)  # directory of the four original IDX archives, instead of a download
     config.validation_examples = placeholder(int)  # held out, stratified; 0 is none, unset a twelfth (5,000 of 60,000)

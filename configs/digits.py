@@ -7,7 +7,7 @@ Test accuracy 99.72 +- 0.28 % (5 seeds; 359 test examples), in about a minute on
 
 from ml_collections import ConfigDict
 
-from configs import default
+from mnist_flax.configs import default
 
 
 def get_config() -> ConfigDict:

@@ -11,7 +11,7 @@ Trained on all 60,000 training examples, nothing chosen on test data: experiment
 
 from ml_collections import ConfigDict
 
-from configs import default
+from mnist_flax.configs import default
 
 
 def get_config() -> ConfigDict:

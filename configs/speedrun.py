@@ -5,7 +5,7 @@ python -m mnist_flax.main --config=configs/speedrun.py
 
 from ml_collections import ConfigDict
 
-from configs import default
+from mnist_flax.configs import default
 
 
 def get_config() -> ConfigDict:

@@ -5,7 +5,7 @@ python -m mnist_flax.main --config=configs/speedrun_994.py
 
 from ml_collections import ConfigDict
 
-from configs import speedrun
+from mnist_flax.configs import speedrun
 
 
 def get_config() -> ConfigDict:

@@ -8,7 +8,7 @@ Test accuracy 99.46 +- 0.05 % (5 seeds), in under three minutes on two CPU cores
 
 from ml_collections import ConfigDict
 
-from configs import default
+from mnist_flax.configs import default
 
 
 def get_config() -> ConfigDict:

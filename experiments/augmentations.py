@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import flags
 from jaxtyping import Float
-from mnist_flax.experiments.research import outputs
 
 from mnist_flax.evaluation.figures import styled
+from mnist_flax.experiments.research import outputs
 from mnist_flax.runtime import cli
 from mnist_flax.runtime import config as config_lib
 
@@ -67,8 +67,7 @@ def figure_augmentations(found: dict[str, Images]) -> "Figure":
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise cli.UserError(f"{argv[1]!r} is no flag: override a field with --config.KEY=VALUE")
+    config_lib.refuse_arguments(argv)
     config, path = _CONFIG.value, Path(_FIGURE.value)
     config_lib.check(config)
     outputs.check("figure", path, ".png")

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
+
+from mnist_flax.configs.studies import throughput
+from mnist_flax.data import datasets
 from mnist_flax.experiments.benchmarks import cores
 from mnist_flax.experiments.benchmarks.contenders import TORCH_ENVIRONMENT
 from mnist_flax.experiments.research import extra
-
-from configs.studies import throughput
-from mnist_flax.data import datasets
 from mnist_flax.runtime import cli, devices, terminal
 
 CONFIG = "configs/studies/throughput.py"
@@ -45,7 +45,7 @@ def population(trials: int, place: Path) -> list[float]:
     import optuna
 
     size = (f"--trials={trials}", f"--population={trials}")
-    _run("experiments.study", f"--config={CONFIG}", f"--workdir={place / 'study'}", *size, place=place)
+    _run("mnist_flax.experiments.study", f"--config={CONFIG}", f"--workdir={place / 'study'}", *size, place=place)
     study = optuna.load_study(study_name="study", storage=f"sqlite:///{place / 'study' / 'study.db'}")
     return [1 - trial.value for trial in study.trials if trial.value is not None]
 
@@ -70,7 +70,7 @@ def torch(trials: int, place: Path) -> list[float]:
     study = optuna.create_study(storage=url, study_name="study", direction="maximize")
     for rate in learning_rates(trials):
         study.enqueue_trial({"learning_rate": rate})
-    line = [sys.executable, "-m", "experiments.bench_population", f"--worker={url}"]
+    line = [sys.executable, "-m", "mnist_flax.experiments.bench_population", f"--worker={url}"]
     environment = os.environ | TORCH_ENVIRONMENT
     workers = [subprocess.Popen(line, env=environment) for _ in cores.usable()]
     if any([worker.wait() for worker in workers]):

@@ -47,8 +47,7 @@ def measure(action: Callable[[], Callable[[], None]]) -> tuple[float, float, flo
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise cli.UserError(f"{argv[1]!r} is no flag: see --help")
+    config_lib.refuse_arguments(argv)
     if _DIRECTORY.value and not Path(_DIRECTORY.value).is_dir():
         raise cli.UserError(f"--directory={_DIRECTORY.value} is no directory: make it, or name another")
     config = _CONFIG.value

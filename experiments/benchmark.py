@@ -32,6 +32,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import flags
+from rich.text import Text
+
+from mnist_flax.data import datasets, prepare
+from mnist_flax.evaluation.figures import BLUE, GREY, styled
 from mnist_flax.experiments.benchmarks import cores
 from mnist_flax.experiments.benchmarks.contenders import (
     ENVIRONMENT,
@@ -42,10 +46,6 @@ from mnist_flax.experiments.benchmarks.contenders import (
     STEPS,
     TORCH_ENVIRONMENT,
 )
-from rich.text import Text
-
-from mnist_flax.data import datasets, prepare
-from mnist_flax.evaluation.figures import BLUE, GREY, styled
 from mnist_flax.runtime import cli, run_dir, terminal
 from mnist_flax.runtime.config import default_config
 
@@ -61,7 +61,6 @@ _SECONDS = flags.DEFINE_float("seconds", 1.0, "of a burst", lower_bound=0.01)
 _CHECK_STEPS = flags.DEFINE_integer("check_steps", 64, "steps of warm-up, after which losses are compared", 4 * STEPS)
 _OUT = flags.DEFINE_string("out", None, "directory for results; a new one under runs/benchmark/ if not given")
 
-_ROOT = Path(__file__).resolve().parent.parent
 _EXAMPLES = 55_000  # of random data: as many as MNIST leaves for training
 
 
@@ -77,8 +76,7 @@ class Contender:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         arguments = [name, dtype, str(batch_size), str(examples), *(["batch_norm"] if batch_norm else [])]
         process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.benchmarks.contenders", *arguments],
-            cwd=_ROOT,
+            [sys.executable, "-m", "mnist_flax.experiments.benchmarks.contenders", *arguments],
             env=os.environ | ENVIRONMENT | (TORCH_ENVIRONMENT if name == "torch" else {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

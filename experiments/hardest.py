@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from absl import flags
 from jaxtyping import Int, UInt8
-from mnist_flax.experiments.research import outputs
 
 from mnist_flax.evaluation.figures import BLUE, GREY, VERMILION, styled
+from mnist_flax.experiments.research import outputs
 from mnist_flax.runtime import cli, model_flags
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from mnist_flax.experiments.faults import sabotage
 
+from mnist_flax.experiments.faults import sabotage
 from mnist_flax.runtime import cli, run_dir, terminal
 
 _EPOCHS = flags.DEFINE_integer("epochs", 500, "epochs to train", lower_bound=20)

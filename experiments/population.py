@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
+
 from mnist_flax.experiments.research import members, outputs
 from mnist_flax.experiments.summarize import add_means, shown
-
 from mnist_flax.runtime import cli, run_dir, terminal
 from mnist_flax.runtime import config as config_lib
 
@@ -55,8 +55,7 @@ def print_results(results: Sequence[dict], title: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise cli.UserError(f"{argv[1]!r} is no flag: override a field with --config.KEY=VALUE")
+    config_lib.refuse_arguments(argv)
     config = _CONFIG.value
     members.check([config])
     if _OUTPUT.value:

@@ -10,14 +10,14 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mnist_flax import report
 from mnist_flax.experiments.research import extra, study_figures
 from mnist_flax.experiments.research.study_figures import Axis, Trial
-
-from mnist_flax import report
 from mnist_flax.runtime import cli, files, terminal
 
 if TYPE_CHECKING:
     import optuna
+
     from mnist_flax.experiments.research import directory
 
 EDGE = 0.05  # of a range, at either end: a best trial there says that the range is too narrow
@@ -164,7 +164,7 @@ def page(
     if not confirmation:
         notes.append(
             "Nothing is confirmed yet: the best of many trials looks better than it is. "
-            "Run: python -m experiments.study confirm STUDY --seeds=10"
+            "Run: python -m mnist_flax.experiments.study confirm STUDY --seeds=10"
         )
     notes += [f"Trial {trial.number} failed: {trial.user_attrs['error']}" for trial in failed[:5]]
     keys = list(record.scales)
@@ -232,7 +232,7 @@ CSS = """
 def main(argv: list[str]) -> None:
     extra.require("optuna")
     if len(argv) != 2:
-        raise cli.UserError("name one study directory: python -m experiments.report STUDY")
+        raise cli.UserError("name one study directory: python -m mnist_flax.experiments.report STUDY")
     print(f"written: {write(Path(argv[1]))}")
 
 

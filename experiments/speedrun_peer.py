@@ -12,10 +12,9 @@ import os
 import sys
 import time
 
+from mnist_flax.data import prepare
 from mnist_flax.experiments.benchmarks.contenders import TORCH_ENVIRONMENT
 from mnist_flax.experiments.research import extra
-
-from mnist_flax.data import prepare
 from mnist_flax.runtime import cli
 
 
@@ -71,7 +70,7 @@ def main(argv: list[str]) -> None:
     if not prepare.is_prepared("mnist"):  # or that would be timed too
         raise cli.UserError("MNIST is not prepared: run python -m mnist_flax.main once, or set TFDS_DATA_DIR")
     if not TORCH_ENVIRONMENT.items() <= os.environ.items():  # glibc reads them when a process starts
-        command = [sys.executable, "-m", "experiments.speedrun_peer", seed]
+        command = [sys.executable, "-m", "mnist_flax.experiments.speedrun_peer", seed]
         os.execve(sys.executable, command, os.environ | TORCH_ENVIRONMENT)
     train(int(seed))
 

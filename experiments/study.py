@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from mnist_flax.experiments.research import extra
 
+from mnist_flax.experiments.research import extra
 from mnist_flax.runtime import cli
 from mnist_flax.runtime import config as config_lib
 
@@ -33,14 +33,9 @@ _SEEDS = flags.DEFINE_integer("seeds", 10, "confirm: fresh seeds that winner and
 
 
 def load_module(path: str) -> Any:
-    """The config file as a module.
-
-    Raises:
-      UserError: its name is not that of a Python file.
-    """
+    """The config file as a module."""
     spec = importlib.util.spec_from_file_location("study_config", path)
-    if not (spec and spec.loader):
-        raise cli.UserError(f"--config={path} is no Python file: name it NAME.py")
+    assert spec and spec.loader  # `define_flag` has seen that it is named as a Python file is
     module = importlib.util.module_from_spec(spec)
     sys.modules["study_config"] = module
     spec.loader.exec_module(module)
@@ -50,6 +45,7 @@ def load_module(path: str) -> Any:
 def search(stop: cli.Stop) -> None:
     """Works on the study of `--config` until it has all its trials."""
     import optuna
+
     from mnist_flax.experiments.research import confirm, directory, members, space, storage, worker
 
     path = config_lib.recipe_path()
@@ -101,7 +97,8 @@ def main(argv: list[str]) -> int:
                 confirm.run_confirmation(Path(place), _SEEDS.value, _POPULATION.value, _HEARTBEAT.value, stop)
             case _:
                 raise cli.UserError(
-                    f"{shlex.join(argv[1:])}: name a --config=FILE, or: python -m experiments.study confirm STUDY"
+                    f"{shlex.join(argv[1:])}: name a --config=FILE, "
+                    "or: python -m mnist_flax.experiments.study confirm STUDY"
                 )
     except KeyboardInterrupt:
         pass
@@ -109,7 +106,7 @@ def main(argv: list[str]) -> int:
         said = cli.reason(getattr(error, "orig", None) or error)
         raise cli.RunError(f"the study's storage failed ({said}); this command goes on where it was") from error
     if stop():
-        again = shlex.join(["python", "-m", "experiments.study", *sys.argv[1:]])
+        again = shlex.join(["python", "-m", "mnist_flax.experiments.study", *sys.argv[1:]])
         print(f"stopped; this command goes on from here:\n{again}")
     return 0
 

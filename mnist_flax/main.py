@@ -19,8 +19,7 @@ flags.declare_key_flag("config")
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise cli.UserError(f"{argv[1]!r} is no flag: override a field with --config.KEY=VALUE")
+    config_lib.refuse_arguments(argv)
     config = _CONFIG.value
     config_lib.check(config)
     directory = Path(_WORKDIR.value or run_dir.new_directory(Path(config_lib.recipe_path()).stem))
@@ -42,10 +41,10 @@ def main(argv: list[str]) -> int:
         from mnist_flax.runtime import devices
         from mnist_flax.training import finalize, loop
 
-        splits = datasets.load(config)
-        devices.keep_compiled_programs()
         mesh = devices.make_mesh()
         devices.check_batch(config, mesh)
+        splits = datasets.load(config)
+        devices.keep_compiled_programs()
         with run_dir.claim(directory) if is_first else contextlib.nullcontext():
             if is_first:
                 run_dir.check_directory(directory, config)  # another process may have come first

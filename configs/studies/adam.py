@@ -4,9 +4,9 @@ python -m experiments.study --config=configs/studies/adam.py --trials=64
 """
 
 from ml_collections import ConfigDict
-from mnist_flax.experiments.research import space
 
-from configs import digits
+from mnist_flax.configs import digits
+from mnist_flax.experiments.research import space
 
 
 def get_config() -> ConfigDict:

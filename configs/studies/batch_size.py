@@ -9,9 +9,9 @@ MNIST, cosine with a tenth of it as warm-up, a small network without regularisat
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
-from mnist_flax.experiments.research import space
 
-from configs import default
+from mnist_flax.configs import default
+from mnist_flax.experiments.research import space
 
 
 def get_config() -> ConfigDict:

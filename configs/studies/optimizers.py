@@ -11,9 +11,9 @@ a tenth of an epoch of warm-up, a small network without other regularisation.
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
-from mnist_flax.experiments.research import samplers, space
 
-from configs import default
+from mnist_flax.configs import default
+from mnist_flax.experiments.research import samplers, space
 
 TRIALS = 8  # an optimizer
 BETA = {"optimizer.b1": space.uniform(0.7, 0.95)}

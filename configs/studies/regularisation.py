@@ -10,9 +10,9 @@ all four weak at once. Fixed: AdamW at a learning rate of 0.002, about 800 steps
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
-from mnist_flax.experiments.research import space
 
-from configs import default
+from mnist_flax.configs import default
+from mnist_flax.experiments.research import space
 
 STEPS = 800
 KINDS = {

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from configs import default
+from mnist_flax.configs import default
 
 
 def get_config() -> ConfigDict:

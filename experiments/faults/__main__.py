@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+
 from mnist_flax.experiments.faults import sabotage
 from mnist_flax.experiments.faults.campaign import attack, prepare, summarise
-
 from mnist_flax.runtime import cli, run_dir, terminal
 
 _TRIALS = flags.DEFINE_integer("trials", 200, "disturbances in all", lower_bound=1)

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from mnist_flax.experiments.faults import sabotage
 from mnist_flax.experiments.faults.sabotage import Process, Site
-
 from mnist_flax.runtime import cli, run_dir
 
 _EARLY = {-15, -2, 130}  # a signal before the command can handle it, when there is nothing to save

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from mnist_flax.experiments.research import extra
 
+from mnist_flax.experiments.research import extra
 from mnist_flax.runtime import cli, terminal
 
 _SECONDS = flags.DEFINE_float("seconds", 300.0, "time for all targets together.", lower_bound=1.0)
@@ -31,7 +31,7 @@ def campaign(name: str, seconds: float, output: Path) -> dict[str, Any]:
     """Runs one target; gives what its process counted, with `findings` by signature."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
         directory = Path(place)
-        command = [sys.executable, "-m", "experiments.fuzz.worker", name, place, str(seconds)]
+        command = [sys.executable, "-m", "mnist_flax.experiments.fuzz.worker", name, place, str(seconds)]
         # Where the order of a set decides, it decides the same each time.
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONHASHSEED": "0"}
         with (directory / "log").open("w") as log:

@@ -366,7 +366,7 @@ TARGETS = {
         calibration_seeds,
         True,
     ),
-    "study": Target(feed_study, study_seeds, True, ("experiments.report",)),
+    "study": Target(feed_study, study_seeds, True, ("mnist_flax.experiments.report",)),
     "image": Target(feed_image, image_seeds),
     "json": Target(feed_json, json_seeds, True),
     "web": Target(feed_web, web_seeds, False, ("mnist_flax.serving.app", "mnist_flax.inference.explain")),

@@ -36,7 +36,7 @@ def signature(error: BaseException) -> str:
 def main(name: str, place: str, seconds: str) -> None:
     directory = Path(place)
     # Modules are imported here so that what the fuzzer follows is the project's code, and Pillow's.
-    with atheris.instrument_imports(include=["mnist_flax", "experiments", "PIL"]):
+    with atheris.instrument_imports(include=["mnist_flax", "PIL"]):
         from mnist_flax.experiments.fuzz import json_values, targets
 
         target = targets.TARGETS[name]

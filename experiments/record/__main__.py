@@ -12,8 +12,8 @@ from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
-from mnist_flax.experiments.record import results, runs
 
+from mnist_flax.experiments.record import results, runs
 from mnist_flax.runtime import cli, run_dir
 from mnist_flax.runtime import config as config_lib
 

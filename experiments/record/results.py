@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from mnist_flax.experiments.record.runs import Training
-from mnist_flax.experiments.summarize import spread
 
 from mnist_flax.evaluation import metrics
+from mnist_flax.experiments.record.runs import Training
+from mnist_flax.experiments.summarize import spread
 from mnist_flax.runtime import files, run_dir, terminal
 from mnist_flax.runtime.cli import RunError
 

@@ -11,10 +11,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from mnist_flax.experiments.benchmarks import cores
 from rich.progress import BarColumn, Progress, TextColumn
 
 from mnist_flax import report
+from mnist_flax.experiments.benchmarks import cores
 from mnist_flax.runtime import run_dir, terminal
 from mnist_flax.runtime.cli import RunError, UserError
 

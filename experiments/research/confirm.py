@@ -6,9 +6,9 @@ from typing import Any
 
 import optuna
 from ml_collections import ConfigDict
+
 from mnist_flax.experiments.research import directory, members, space, storage, worker
 from mnist_flax.experiments.summarize import spread
-
 from mnist_flax.runtime import cli, files, run_dir, terminal
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.runtime.cli import UserError
@@ -47,7 +47,7 @@ def write_winner(place: Path, study: optuna.Study, config: ConfigDict) -> Path:
     comments = "".join(f"# {cli.one_line(line)}\n" for line in (heading, command))
     code = (
         f"{comments}\n"
-        "from configs import default\n\n\n"
+        "from mnist_flax.configs import default\n\n\n"
         f"def get_config():\n    config = default.get_config()\n{lines}    return config\n"
     )
     files.write(path, code.encode())

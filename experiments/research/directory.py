@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import optuna
 from ml_collections import ConfigDict
-from mnist_flax.experiments.research import space, storage
 
+from mnist_flax.experiments.research import space, storage
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.runtime import run_dir
 from mnist_flax.runtime.cli import UserError
@@ -41,12 +41,12 @@ def prepare(place: Path, definition: space.Definition, url: str | None) -> Recor
     """
     url = storage.absolute(url) if url else None
     if place.exists() and (not place.is_dir() or {path.name.removesuffix(".tmp") for path in place.iterdir()} - _OURS):
-        raise UserError(f"--workdir={place} is neither empty nor a study directory: use another directory")
+        raise UserError(f"{place} is neither empty nor a study directory: use another directory")
     try:
         place.mkdir(parents=True, exist_ok=True)
         lock = (place / ".lock").open("a")
     except OSError as error:
-        raise UserError(f"--workdir={place} cannot be written ({error.strerror}): use another directory") from error
+        raise UserError(f"{place} cannot be written ({error.strerror}): use another directory") from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the first of several workers writes
         if not (place / "study.json").exists():
@@ -62,9 +62,7 @@ def prepare(place: Path, definition: space.Definition, url: str | None) -> Recor
             run_dir.write_json(place / "study.json", details)
     record = read(place)
     if url and storage.public(url) != storage.public(storage.absolute(record.storage)):
-        raise UserError(
-            f"{place} is a study in {record.storage}: use another --workdir for --storage={storage.public(url)}"
-        )
+        raise UserError(f"{place} is a study in {record.storage}: use another directory for {storage.public(url)}")
     return record._replace(storage=url or record.storage)
 
 

@@ -19,10 +19,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, Int32
 from ml_collections import ConfigDict
-from mnist_flax.experiments.benchmarks import cores
 
 from mnist_flax.data import datasets
 from mnist_flax.data.feed import Block
+from mnist_flax.experiments.benchmarks import cores
 from mnist_flax.models.cnn import make_model
 from mnist_flax.runtime import cli, devices
 from mnist_flax.runtime import config as config_lib
@@ -157,6 +157,7 @@ class Programs:
     @classmethod
     def load(cls, config: ConfigDict) -> "Programs":
         """For populations like this config, on all devices. Raises UserError if its data cannot be had."""
+        datasets.check_sizes(config)
         everything = config.copy_and_resolve_references()
         everything.train_examples = None
         splits = datasets.load(everything)

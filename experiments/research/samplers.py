@@ -9,9 +9,10 @@ from functools import lru_cache
 from typing import Any
 
 import optuna
-from mnist_flax.experiments.research.space import Dimension, Space, label
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, TPESampler
+
+from mnist_flax.experiments.research.space import Dimension, Space, label
 
 
 class QuasiRandom(BaseSampler):

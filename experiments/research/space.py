@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
-from mnist_flax.experiments.research import members
 
+from mnist_flax.experiments.research import members
 from mnist_flax.runtime import cli
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.runtime.cli import UserError
@@ -149,7 +149,7 @@ def define(module: Any, config: ConfigDict) -> Definition:
     if config.validation_examples == 0:
         raise UserError("a study compares trials on validation data: set config.validation_examples")
     if hasattr(module, "search_space") == hasattr(module, "sweep"):
-        raise UserError("--config must define either search_space() or sweep(), as configs/studies/adam.py does")
+        raise UserError("the recipe must define either search_space() or sweep(), as configs/studies/adam.py does")
     sweep: list[Mapping[str, Any]] = []
     if hasattr(module, "sweep"):
         sweep = _given(module, "sweep", list)
@@ -242,7 +242,9 @@ def _can_be(dimension: Dimension, value: Any) -> bool:
 def _check_dimension(key: str, dimension: Dimension, definition: Definition) -> None:
     space = definition.space
     if not isinstance(dimension, Dimension):
-        raise UserError(f"space: {key} must be log_uniform, uniform, integer or choice of experiments.research.space")
+        raise UserError(
+            f"space: {key} must be log_uniform, uniform, integer or choice of mnist_flax.experiments.research.space"
+        )
     if dimension.kind == "choice":
         if not dimension.values:
             raise UserError(f"space: {key} is an empty choice: name its values")

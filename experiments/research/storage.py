@@ -39,7 +39,7 @@ def absolute(url: str) -> str:
         return url
     address = sqlalchemy.make_url(url)
     if address.database in (None, "", ":memory:"):
-        raise UserError(f"--storage={url} is a database in memory, lost at the end: name a file, sqlite:///PATH")
+        raise UserError(f"{url} is a database in memory, lost at the end: name a file, sqlite:///PATH")
     return address.set(database=str(Path(address.database).absolute())).render_as_string()
 
 
@@ -55,7 +55,7 @@ def connect(url: str, heartbeat: int) -> RDBStorage:
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if not url.startswith(("sqlite:///", "postgresql://")):
-        raise UserError(f"--storage={public(url)} is neither sqlite:///PATH nor postgresql://USER@HOST/DATABASE")
+        raise UserError(f"{public(url)} is neither sqlite:///PATH nor postgresql://USER@HOST/DATABASE")
     options = {"timeout": 60} if url.startswith("sqlite") else {"connect_timeout": 10}
     try:
         address = url.replace("postgresql://", "postgresql+psycopg://")
@@ -72,7 +72,7 @@ def connect(url: str, heartbeat: int) -> RDBStorage:
         raise UserError("PostgreSQL needs psycopg: pip install 'mnist_flax[research]'") from error
     except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, ValueError) as error:
         said = reason(getattr(error, "orig", None) or error)
-        raise UserError(f"--storage={public(url)} cannot be used: {said}") from error
+        raise UserError(f"{public(url)} cannot be used: {said}") from error
 
 
 def public(url: str) -> str:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from mnist_flax.experiments.research import space
 
 from mnist_flax.evaluation.figures import BLUE, GREY, VERMILION, styled
+from mnist_flax.experiments.research import space
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

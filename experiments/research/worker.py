@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import optuna
 from jaxtyping import Bool
-from mnist_flax.experiments.research import members, samplers, space, storage
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
+from mnist_flax.experiments.research import members, samplers, space, storage
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.runtime import terminal
 from mnist_flax.runtime.cli import UserError, reason
@@ -38,7 +38,7 @@ def join(name: str, definition: space.Definition, database: RDBStorage, director
             study.set_user_attr("identity", wanted)
         elif changes := config_lib.differences(recorded, wanted):
             raise UserError(
-                f"{directory} holds a study of another config ({'; '.join(changes)}): use another --workdir"
+                f"{directory} holds a study of another config ({'; '.join(changes)}): use another directory"
             )
         _queue_sweep(study, definition)
     return study

@@ -77,36 +77,47 @@ def load(config: ConfigDict) -> Splits:
     Raises:
       UserError: the dataset cannot be prepared or is damaged, or has fewer examples than the config asks for.
     """
+    check_sizes(config)
     place = prepare.prepare(config.dataset, config.data_dir, config.archive_dir)
     decoded = _decoded(config.dataset, place)
     classes = len(CLASS_NAMES[config.dataset])
     if any(split.labels.min() < 0 or split.labels.max() >= classes for split in decoded.values()):
         raise UserError(f"{place.directory} has labels beyond the {classes} classes: delete it and run again")
     labels = decoded["train"].labels
-    total = len(labels)
-    held_out = total // 12 if config.validation_examples is None else config.validation_examples
-    if not 0 <= held_out < total:
-        raise UserError(
-            f"validation_examples={held_out} does not fit: {config.dataset} has {total:,} training examples "
-            "to take them from; choose fewer with --config.validation_examples="
-        )
+    held_out = check_sizes(config, len(labels))
     validation = stratified(labels, held_out)
-    train_indices = np.setdiff1d(np.arange(total, dtype=np.int32), validation)
+    train_indices = np.setdiff1d(np.arange(len(labels), dtype=np.int32), validation)
     if config.train_examples is not None:
-        if not 1 <= config.train_examples <= len(train_indices):
-            raise UserError(
-                f"train_examples={config.train_examples} does not fit: "
-                f"{len(train_indices):,} are left after validation_examples={held_out}"
-            )
         train_indices = train_indices[stratified(labels[train_indices], config.train_examples)]
-    if len(train_indices) < config.batch_size:
-        raise UserError(
-            f"config.batch_size={config.batch_size} is larger than the {len(train_indices):,} training examples: "
-            f"use at most {len(train_indices)}"
-        )
     train = Split(*(array[train_indices] for array in decoded["train"]))
     held = Split(*(array[validation] for array in decoded["train"]))
     return Splits(train, held, decoded["test"], train_indices)
+
+
+def check_sizes(config: ConfigDict, total: int | None = None) -> int:
+    """Gives the number of validation examples, of `total` training examples (None: as many as the dataset has).
+
+    Raises:
+      UserError: the config asks for more examples than there are.
+    """
+    total = prepare.train_examples(config.dataset) if total is None else total
+    held_out = total // 12 if config.validation_examples is None else config.validation_examples
+    if not 0 <= held_out < total:
+        raise UserError(
+            f"config.validation_examples={held_out} does not fit: {config.dataset} has {total:,} training examples "
+            "to take them from; choose fewer"
+        )
+    left = total - held_out
+    count = left if config.train_examples is None else config.train_examples
+    if not 1 <= count <= left:
+        raise UserError(
+            f"config.train_examples={count} does not fit: {left:,} are left after validation_examples={held_out}"
+        )
+    if count < config.batch_size:
+        raise UserError(
+            f"config.batch_size={config.batch_size} is larger than the {count:,} training examples: use at most {count}"
+        )
+    return held_out
 
 
 def stratified(labels: Int32[np.ndarray, " n"], count: int) -> Int32[np.ndarray, " count"]:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
-from absl import logging
+from absl import flags, logging
 from jaxtyping import UInt8
 
 from mnist_flax.data import idx
@@ -42,10 +42,6 @@ CONTENT_SHA256 = {
     }
 }
 DOWNLOAD_TIMEOUT = (10, 30)  # seconds to connect, and to wait for more bytes
-WAYS_OUT = (
-    "name where it is prepared (--data_dir=DIR, in training --config.data_dir=DIR), give training the four original "
-    "archives with --config.archive_dir=DIR, or train on the embedded digits with --config.dataset=digits"
-)
 
 
 class Place(NamedTuple):
@@ -68,8 +64,7 @@ def prepare(name: str, data_dir: str | None = None, archive_dir: str | None = No
       UserError: an unknown dataset, an archive that is missing or not what it should be, no network, a disk
         that is full or read-only, or a prepared directory that is not whole.
     """
-    if name not in VERSIONS:
-        raise UserError(f"dataset {name!r} is unknown: choose one of {', '.join(VERSIONS)}")
+    train_examples(name)  # refuses an unknown one
     root = _root(data_dir)
     try:
         place = _place(name, root)
@@ -84,8 +79,34 @@ def prepare(name: str, data_dir: str | None = None, archive_dir: str | None = No
         where = f": {error.filename}" if error.strerror and error.filename else ""
         raise UserError(
             f"cannot prepare {name} in {root} ({error.strerror or reason(error)}{where}): "
-            "make room or make it writable, or choose another directory with --config.data_dir=DIR"
+            f"make room or make it writable, or choose another directory with {place_option()}"
         ) from error
+
+
+def train_examples(name: str) -> int:
+    """How many training examples a dataset has, before any are held out; raises UserError for an unknown one."""
+    if name not in VERSIONS:
+        raise UserError(f"dataset {name!r} is unknown: choose one of {', '.join(VERSIONS)}")
+    return 1_438 if name == "digits" else idx.SPLIT_SIZES["train"]
+
+
+def place_option() -> str:
+    """How this command is told where datasets are."""
+    if "config" in flags.FLAGS:
+        return "--config.data_dir=DIR"
+    return "--data_dir=DIR" if "data_dir" in flags.FLAGS else "TFDS_DATA_DIR=DIR in the environment"
+
+
+def _ways_out() -> str:
+    ways, field = f"name where it is prepared with {place_option()}", "config"
+    if field in flags.FLAGS:
+        field = "--config"
+    elif flags.FLAGS.is_parsed():  # a command whose runs or whose benchmark name the dataset
+        return ways
+    return (
+        f"{ways}, give the four original archives with {field}.archive_dir=DIR, "
+        f"or train on the embedded digits with {field}.dataset=digits"
+    )
 
 
 def is_prepared(name: str, data_dir: str | None = None) -> bool:
@@ -161,7 +182,7 @@ def quiet_tfds() -> Iterator[None]:
 def _root(data_dir: str | None) -> Path:
     text = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     if "://" in text:
-        raise UserError(f"data_dir {text} is not a local directory: choose one with --config.data_dir=DIR")
+        raise UserError(f"data_dir {text} is not a local directory: choose one with {place_option()}")
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError as error:
@@ -312,9 +333,9 @@ def _download(name: str, dl_manager: Any, urls: Mapping[str, str]) -> dict[str, 
             return {file: Path(dl_manager.download(url)) for file, url in urls.items()}
     except (requests.RequestException, tfds.download.DownloadError) as error:
         host = next(iter(urls.values())).split("/")[2]
-        raise UserError(f"cannot download {name} from {host} ({type(error).__name__}): {WAYS_OUT}") from error
+        raise UserError(f"cannot download {name} from {host} ({type(error).__name__}): {_ways_out()}") from error
     except NonMatchingChecksumError as error:
-        raise UserError(f"{reason(error).split(' To debug')[0]}: {WAYS_OUT}") from error
+        raise UserError(f"{reason(error).split(' To debug')[0]}: {_ways_out()}") from error
     finally:  # TFDS leaves those of downloads that failed
         for unfinished in set(folder.glob("*.tmp.*")) - before:
             shutil.rmtree(unfinished, ignore_errors=True)

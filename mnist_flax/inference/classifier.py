@@ -40,6 +40,7 @@ def load_reader(trained: Run, threshold: float | None = None) -> Reader:
     Raises:
       UserError: it does not read digits, or its calibration is damaged.
     """
+    from mnist_flax.data import prepare
     from mnist_flax.runtime import devices
 
     devices.keep_compiled_programs()
@@ -48,12 +49,15 @@ def load_reader(trained: Run, threshold: float | None = None) -> Reader:
     fitted = load_calibration(trained, logits)
     if fitted is None:
         if threshold is None:
-            why, remedy = "its validation examples are not at hand", "name their place with --data_dir=DIR, or "
+            why, remedy = (
+                "its validation examples are not at hand",
+                f"name their place with {prepare.place_option()}, or ",
+            )
             if trained.config.validation_examples == 0:
                 why, remedy = "no examples were held out from its training", ""
             print(
                 f"note: {trained.directory} is not calibrated, since {why}: answers below {DEFAULT_THRESHOLD:.0%} "
-                f"are '?'; {remedy}set --threshold=P",
+                f"are '?'; {remedy}set {cli.option('threshold', 'P')}",
                 file=sys.stderr,
             )
         fitted = Calibration(1.0, DEFAULT_THRESHOLD)

@@ -256,7 +256,7 @@ def check(comparison: Comparison, kind: Format) -> None:
         raise cli.RunError(
             f"the exported model differs from the Flax model, so it was not kept: probabilities by up to "
             f"{difference:.2g} (allowed: {kind.largest_difference:g}), accuracy {comparison.accuracy:.2%} instead of "
-            f"{comparison.flax_accuracy:.2%} (allowed loss: {kind.largest_loss:.2%}); try another --format"
+            f"{comparison.flax_accuracy:.2%} (allowed loss: {kind.largest_loss:.2%}); try another format"
         )
 
 
@@ -284,7 +284,7 @@ def check_packages(name: str) -> None:
     """Raises UserError if a format needs a package that is not installed."""
     missing = [package for package in FORMATS[name].packages if importlib.util.find_spec(package) is None]
     if missing:
-        raise cli.UserError(f"--format={name} needs {', '.join(missing)}: run pip install 'mnist_flax[export]'")
+        raise cli.UserError(f"format {name} needs {', '.join(missing)}: run pip install 'mnist_flax[export]'")
 
 
 class Export(NamedTuple):
@@ -309,7 +309,7 @@ def export(trained: Run, splits, name: str, directory: Path) -> Export:
         directory.mkdir(parents=True, exist_ok=True)
         workplace = tempfile.TemporaryDirectory(prefix=".export-", dir=directory)
     except OSError as error:
-        raise cli.UserError(f"{directory} cannot be written ({error.strerror}): choose another --output") from error
+        raise cli.UserError(f"{directory} cannot be written ({error.strerror}): choose another directory") from error
     with workplace as temporary:
         draft = Path(temporary) / kind.file_name
         kind.write(trained, calibration_images(splits.train.images), draft)

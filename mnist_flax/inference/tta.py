@@ -51,6 +51,6 @@ def look_again(network: CNN | Ensemble, config: ConfigDict, copies: int) -> View
     if not strength:
         raise cli.UserError(
             "views are moved by config.augment.final_scale of what training did, which is nothing in this run: "
-            "leave out --views"
+            "leave them out"
         )
     return Views(network, strength, copies)

@@ -24,6 +24,16 @@ _NAME_ERRORS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.ENOTDIR, er
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+# How absl, ml_collections and Python say that the text of a flag is not of its type, and what that means.
+_IN_PLAIN_WORDS = {
+    "invalid literal for int()": "must be a whole number",
+    "could not convert string to float": "must be a number, such as 0.001",
+    "('Non-boolean argument": "must be true or false",
+    "Error while parsing string": "must be numbers in parentheses, such as (3,) or (3,5)",
+    "value should be one of ": "must be one of ",
+}
+
+
 class UserError(ValueError):
     """Something the user can put right: its message is one line that says what is wrong and what to do."""
 
@@ -79,10 +89,29 @@ def flag_errors() -> Iterator[None]:
     """Turns whatever absl and ml_collections raise over a flag into a UserError (absl's own exit status would be 1)."""
     try:
         yield
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(_meant(error.flagname) or reason(error)) from error
     except (flags.Error, AttributeError, LookupError, TypeError, ValueError, OSError) as error:
-        raise UserError(reason(error)) from error
+        raise UserError(_in_plain_words(reason(error))) from error
     except (SyntaxError, RecursionError, MemoryError) as error:  # of a value that Python's parser gives up on
         raise UserError(f"a value on the command line is no Python literal ({type(error).__name__})") from error
+
+
+def _in_plain_words(text: str) -> str:
+    for said, meant in _IN_PLAIN_WORDS.items():
+        flag, found, rest = text.partition(f": {said}")
+        if found:
+            choices = rest.strip("<>").replace("|", ", ") if meant.endswith(" ") else ""
+            return f"{flag.removeprefix('flag ')} {meant}{choices}"
+    return text
+
+
+def _meant(name: str) -> str | None:
+    """What to say where the name of an unknown flag is that of a config's field."""
+    from mnist_flax.runtime.config import find_field
+
+    field = find_field(name) if "config" in flags.FLAGS else None
+    return field and f"--{name} is not a flag of this command: did you mean --config.{field}=?"
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
@@ -94,11 +123,18 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
             raise UserError(f"--{name}={value} is no finite number: use one")
         if value == "" and flags.FLAGS[name].present:
             raise UserError(f"--{name}= names nothing: give a value, or leave the flag out")
+        if isinstance(value, str) and value.startswith("--"):  # of `--workdir --train_only`
+            raise UserError(f"--{name} is followed by {value}: give it a value")
         if isinstance(value, str) and value.startswith("~"):  # a path, which shells leave as it is after `=`
             flags.FLAGS[name].value = os.path.expanduser(value)
     if "" in arguments:  # as a path it would be the current directory
         raise UserError("an argument is empty (a shell variable that is not set?): give a value, or leave it out")
     return arguments
+
+
+def option(name: str, value: str) -> str:
+    """How this command, or a call in Python, is told `value`: an error names no flag that the command does not have."""
+    return f"--{name}={value}" if name in flags.FLAGS else f"{name}={value}"
 
 
 def one_line(text: str) -> str:

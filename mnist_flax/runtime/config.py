@@ -1,13 +1,13 @@
 """Finding, loading and checking configs: every mistake is found here, before any work starts."""
 
 import difflib
-import importlib.util
+import inspect
 import os
 import re
 import runpy
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -16,9 +16,8 @@ from ml_collections import ConfigDict, config_flags
 from mnist_flax.runtime import cli
 from mnist_flax.runtime.cli import UserError
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-# An installed package carries the recipes inside; a clone has them beside the package.
-RECIPES = next(d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if (d / "default.py").exists())
+# In a clone a link to the directory beside the package. Never imported as `configs`: that name is the user's.
+RECIPES = Path(__file__).resolve().parents[1] / "configs"
 
 _CHOICES = {
     "dataset": ("mnist", "fashion_mnist", "kmnist", "digits"),
@@ -78,6 +77,13 @@ _RANGES = {
     "checkpoint.keep": (1, None),
 }
 _OPTIONAL = {"data_dir": str, "archive_dir": str, "validation_examples": int, "train_examples": int}  # may be None
+_IN_WORDS = {
+    int: "a whole number, such as 3",
+    float: "a number with a point, such as 3.0",
+    bool: "True or False",
+    str: "a text, such as 'mnist'",
+    tuple: "whole numbers in parentheses, such as (3,) or (3, 5)",
+}
 _MOST_WHOLE = 2**31 - 1  # a step is an int32
 _MOST_PARAMETERS = 2**28  # 1 GiB in float32, and Adam keeps two more of each
 # Lowest and highest entry of the tuples that hold one entry a convolutional layer.
@@ -89,14 +95,15 @@ def define_flag(argv: Sequence[str] | None = None) -> tuple[flags.FlagHolder, li
 
     `configs/NAME.py` names a recipe of the project from any directory, unless such a file is there.
     """
-    program, *arguments = _joined(sys.argv if argv is None else argv)
-    # ml_collections wants the recipe before its overrides; to a user their order means nothing.
-    recipes = [_find_recipe(argument) for argument in arguments if argument.startswith("--config=")]
-    arguments = [program, *recipes, *(argument for argument in arguments if not argument.startswith("--config="))]
-    _make_recipes_importable()
     config_flags.register_flag_parser_for_type(int, _IntegerOrNone())
     config_flags.register_flag_parser_for_type(str, _TextOrNone())
     try:
+        with cli.flag_errors():
+            expanded = flags.FLAGS.read_flags_from_files(list(sys.argv if argv is None else argv))
+        program, *words = _joined(expanded)
+        # ml_collections wants the recipe before its overrides; to a user their order means nothing.
+        recipes = [_find_recipe(word) for word in words if word.startswith("--config=")]
+        arguments = [program, *recipes, *(word for word in words if not word.startswith("--config="))]
         _check_names(arguments)
         if recipes:
             _try_recipe(recipes[-1].partition("=")[2])
@@ -112,6 +119,29 @@ def define_flag(argv: Sequence[str] | None = None) -> tuple[flags.FlagHolder, li
         cli.print_error(error)
         sys.exit(2)
     return holder, arguments
+
+
+def refuse_arguments(argv: Sequence[str]) -> None:
+    """Raises UserError for words that belong to no flag, with what was probably meant."""
+    if len(argv) < 2:
+        return
+    word = argv[1]
+    key, equals, _ = word.removeprefix("config.").partition("=")
+    recipe = _find_recipe(f"--config={word}" if word.endswith(".py") else f"--config=configs/{word}.py")
+    if word in ("true", "false", "True", "False"):
+        hint = f"a field is switched by --config.KEY={word}, in one word"
+    elif equals and (field := find_field(key)):
+        hint = f"did you mean --config.{field}={word.partition('=')[2]}?"
+    elif Path(recipe.removeprefix("--config=")).is_file():
+        hint = f"did you mean --config={word if word.endswith('.py') else f'configs/{word}.py'}?"
+    else:
+        hint = "override a field with --config.KEY=VALUE"
+    raise UserError(f"{word!r} is no flag: {hint}")
+
+
+def find_field(name: str) -> str | None:
+    """The full name of a field whose group may be left out, or None."""
+    return next((key for key in flatten(default_config()) if f".{key}".endswith(f".{name}")), None)
 
 
 def recipe_path() -> str:
@@ -137,7 +167,10 @@ def _joined(argv: Sequence[str]) -> list[str]:
     for word in words:
         name, equals, value = word.partition("=")
         if name in ("--config", "-config"):
-            word = f"--config={os.path.expanduser(value if equals else next(words, ''))}"
+            value = value if equals else next(words, "")
+            if value.startswith("-"):
+                raise UserError(f"--config names nothing before {value}: give a recipe, such as configs/default.py")
+            word = f"--config={os.path.expanduser(value)}"
         joined.append(word)
     return joined
 
@@ -163,14 +196,18 @@ def _try_recipe(name: str) -> None:
     Raises:
       UserError: it is no file, or fails; the line is named.
     """
-    path, _, argument = name.partition(":")
+    path, colon, argument = name.partition(":")
     if not Path(path).is_file():
-        raise UserError(f"{path or 'an empty name'} is no file: name a recipe, such as configs/default.py")
+        raise UserError(_no_recipe(name, path))
+    if not path.endswith(".py"):
+        raise UserError(f"{path} is not a Python file: name a recipe, such as configs/default.py")
     try:
         get_config = runpy.run_path(path).get("get_config")
         if get_config is None:
             raise UserError(f"{path} has no function get_config(): see configs/default.py")
-        if (get_config(argument) if argument else get_config()) is None:
+        given = (argument,) if colon else ()
+        _check_argument(path, get_config, given)
+        if get_config(*given) is None:
             raise UserError(f"{path}: get_config() returns nothing: end it with `return config`")
     except UserError:
         raise
@@ -178,7 +215,26 @@ def _try_recipe(name: str) -> None:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
         where = f", line {line}" if line else ""
-        raise UserError(f"{path}{where}: {type(error).__name__}: {cli.reason(error)}") from error
+        user_own = isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "configs"
+        hint = " (the recipes of this project are in mnist_flax.configs)" if user_own else ""
+        raise UserError(f"{path}{where}: {type(error).__name__}: {cli.reason(error)}{hint}") from error
+
+
+def _no_recipe(name: str, path: str) -> str:
+    if Path(name).is_file():
+        return f"{name} cannot be a recipe: what follows a colon is get_config's argument; rename it, or copy it"
+    shipped = sorted(recipe.relative_to(RECIPES.parent) for recipe in RECIPES.rglob("*.py"))
+    near = [recipe for recipe in shipped if path and recipe.stem == Path(path).stem]
+    hint = f"did you mean --config={near[0]}?" if near else "name a recipe, such as configs/default.py"
+    return f"{path or 'an empty name'} is no file: {hint}"
+
+
+def _check_argument(path: str, get_config: Callable, given: Sequence[str]) -> None:
+    try:
+        inspect.signature(get_config).bind(*given)
+    except TypeError:
+        way = f"leave out :{given[0]}" if given else f"give one, --config={path}:ARGUMENT"
+        raise UserError(f"{path}: get_config() takes {'no' if given else 'an'} argument: {way}") from None
 
 
 def _find_recipe(argument: str) -> str:
@@ -187,21 +243,9 @@ def _find_recipe(argument: str) -> str:
     return argument.replace(file, str(RECIPES.parent / file), 1) if shipped and not Path(file).exists() else argument
 
 
-def _make_recipes_importable() -> None:
-    """Lets a recipe say `from configs import default`, wherever the command was started."""
-    if "configs" not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            "configs", RECIPES / "__init__.py", submodule_search_locations=[str(RECIPES)]
-        )
-        assert spec and spec.loader
-        sys.modules["configs"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["configs"])
-
-
 def default_config() -> ConfigDict:
     """The reference recipe, which defines which fields exist and what type each has."""
-    _make_recipes_importable()
-    from configs import default
+    from mnist_flax.configs import default
 
     return default.get_config()
 
@@ -227,6 +271,8 @@ def check(config: ConfigDict) -> None:
             span = f"at least {low}{finite}" if high is None else f"from {low} to {high}"
             raise UserError(f"config.{key}={value} is out of range: use a number {span}")
     for key in ("data_dir", "archive_dir"):
+        if values[key] == "":
+            raise UserError(f"config.{key} is empty (a shell variable that is not set?): name a directory")
         if values[key] is not None and not _is_path(values[key]):
             raise UserError(f"config.{key}={values[key]!r} cannot be the name of a directory")
     last_size = _check_model(config.model)
@@ -275,7 +321,7 @@ def _check_fields(values: Mapping, reference: Mapping) -> None:
         if key in _OPTIONAL and value is None:
             continue
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise UserError(f"config.{key}={value!r} must be of type {kind.__name__}")
+            raise UserError(f"config.{key}={value!r} must be {_IN_WORDS[kind]}")
 
 
 def _check_model(model: ConfigDict) -> int:
@@ -284,10 +330,10 @@ def _check_model(model: ConfigDict) -> int:
     if not layers:
         raise UserError("config.model.channels is empty: give at least one convolutional layer")
     for key in ("channels", "dense"):
-        if not all(isinstance(width, int) and 1 <= width <= 65_536 for width in model[key]):
+        if not all(type(width) is int and 1 <= width <= 65_536 for width in model[key]):
             raise UserError(f"config.model.{key}={model[key]} must hold whole numbers from 1 to 65536")
     for key, (low, high) in _PER_LAYER.items():
-        if not all(isinstance(entry, int) and low <= entry <= high for entry in model[key]):
+        if not all(type(entry) is int and low <= entry <= high for entry in model[key]):
             raise UserError(f"config.model.{key}={model[key]} must hold whole numbers from {low} to {high}")
         if len(model[key]) not in (1, layers):
             raise UserError(

@@ -95,7 +95,9 @@ def _join(workdir: str | None) -> bool:
     if address is not None and not address.rpartition(":")[2].isdigit():
         raise cli.UserError(f"--coordinator_address={address} has no port: give HOST:PORT")
     if workdir is None and count != 1:
-        raise cli.UserError("several processes need one --workdir: name a directory that all of them share")
+        raise cli.UserError(
+            f"several processes need one run directory: name {cli.option('workdir', 'DIR')} that all of them share"
+        )
 
     # What XLA logs of a job that is lost says no more than the line that it ends with. 1 is what JAX sets itself.
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":

@@ -89,20 +89,18 @@ def check_directory(directory: Path, config: ConfigDict) -> None:
     if not is_recorded(directory, "a run directory"):
         return
     if read_members(directory):
-        raise UserError(f"--workdir={directory} holds an ensemble: use another directory")
+        raise UserError(f"{directory} holds an ensemble: use another directory")
     if changes := config_lib.differences(read_config(directory), config):
-        raise UserError(
-            f"--workdir={directory} holds a run of another config ({'; '.join(changes)}): use another directory"
-        )
+        raise UserError(f"{directory} holds a run of another config ({'; '.join(changes)}): use another directory")
 
 
 def is_recorded(directory: Path, kind: str) -> bool:
     """Whether there is a config.json; raises UserError for a file, or a directory of other things (no `kind`)."""
     if directory.exists() and not directory.is_dir():
-        raise UserError(f"--workdir={directory} is a file: name a directory")
+        raise UserError(f"{directory} is a file: name a directory")
     recorded = (directory / "config.json").exists()
     if not recorded and directory.exists() and {path.name for path in directory.iterdir()} - _UNRECORDED:
-        raise UserError(f"--workdir={directory} is neither empty nor {kind}: use another directory")
+        raise UserError(f"{directory} is neither empty nor {kind}: use another directory")
     return recorded
 
 
@@ -121,12 +119,12 @@ def claim(directory: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / _LOCK).open("a")
     except OSError as error:
-        raise UserError(f"--workdir={directory} cannot be written ({error.strerror}): use another directory") from error
+        raise UserError(f"{directory} cannot be written ({error.strerror}): use another directory") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another process is training in --workdir={directory}: wait for it, or stop it") from None
+            raise UserError(f"another process is training in {directory}: wait for it, or stop it") from None
         yield
 
 
@@ -235,7 +233,7 @@ def load_run(directory: Path | str, which: str | None = None) -> Run:
         ways = "run its command again" if members else "let the run finish an epoch"
         raise UserError(f"{directory} has no checkpoint yet: {ways}")
     if members and which:
-        raise UserError(f"{directory} is an ensemble, whose members were chosen when it was made: drop --checkpoint")
+        raise UserError(f"{directory} is an ensemble, whose members were chosen when it was made: choose no checkpoint")
     from mnist_flax.data import datasets
     from mnist_flax.runtime import devices
     from mnist_flax.training import checkpoint

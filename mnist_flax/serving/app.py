@@ -19,6 +19,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mnist_flax.data import prepare
 from mnist_flax.inference import explain, mistakes
 from mnist_flax.inference.classifier import BATCH_SIZES, Reader
 from mnist_flax.ocr import decode, page_reader
@@ -182,7 +183,7 @@ async def explain_digit(service: Service, request: Request) -> Response:
 async def list_mistakes(service: Service, request: Request) -> Response:
     found = await service.mistakes()
     if found is None:
-        raise HTTPException(404, "the test examples are not at hand: start the server with --data_dir=DIR")
+        raise HTTPException(404, f"the test examples are not at hand: start the server with {prepare.place_option()}")
     return JSONResponse(found)
 
 

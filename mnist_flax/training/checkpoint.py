@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from mnist_flax.runtime import files
-from mnist_flax.runtime.cli import RunError, UserError, reason
+from mnist_flax.runtime.cli import RunError, UserError, option, reason
 
 # Ten years: Orbax measures how long a save takes by the time of day, which jumps when a machine was suspended.
 _NO_TIMEOUT = 10 * 365 * 86_400
@@ -172,7 +172,9 @@ def load(directory: Path, which: str, abstract_state: Any) -> tuple[Any, dict]:
             raise RunError(f"no checkpoint in {directory}: has the run finished its first epoch?")
         step = _step(orbax, which)
         if step is None:
-            raise UserError(f"no checkpoint in {directory} has a validation accuracy: use --checkpoint=last")
+            raise UserError(
+                f"no checkpoint in {directory} has a validation accuracy: use {option('checkpoint', 'last')}"
+            )
         try:
             return _load(orbax, step, abstract_state)
         except Exception as error:
@@ -181,7 +183,7 @@ def load(directory: Path, which: str, abstract_state: Any) -> tuple[Any, dict]:
             if another := _step(orbax, other):
                 with contextlib.suppress(Exception):  # it may be damaged too, or the same
                     _load(orbax, another, abstract_state)
-                    way = f"--checkpoint={other} can be"
+                    way = f"{option('checkpoint', other)} can be"
             raise RunError(f"checkpoint {step} in {directory} cannot be read ({reason(error)}): {way}") from error
 
 

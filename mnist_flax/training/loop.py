@@ -272,7 +272,7 @@ def _check_finite(finite: jax.Array, step: int) -> None:
 def _diverged(what: str, step: int) -> RunError:
     return RunError(
         f"{what} at step {step}: lower config.optimizer.learning_rate or set config.optimizer.clip_norm; the last "
-        "good checkpoint is kept, and the same command with --config.debug=true names the layer"
+        "good checkpoint is kept, and the same run with config.debug=True names the layer"
     )
 
 

@@ -99,7 +99,7 @@ def test_evaluate_and_report_take_it_as_a_run(digits_ensemble, tmp_path):
     page = (directory / "report.html").read_text()
     assert "<h2>Members</h2>" in page and "digits_other" in page
     assert not (directory / "figures" / "learning_curves.png").exists()
-    assert "drop --checkpoint" in refusal("mnist_flax.evaluate", directory, "--checkpoint=best")
+    assert "choose no checkpoint" in refusal("mnist_flax.evaluate", directory, "--checkpoint=best")
 
 
 def test_predict_and_serve_give_its_calibrated_probabilities(digits_ensemble, expected, splits, tmp_path):

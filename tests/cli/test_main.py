@@ -98,7 +98,7 @@ def test_finished_run_prints_its_summary_and_trains_no_more(undisturbed, small):
 def test_a_path_on_the_command_line_may_begin_at_home(undisturbed, small, tmp_path):
     home = undisturbed[0].parent
     recipe = home / "mine.py"
-    recipe.write_text("from configs.digits import get_config\n")
+    recipe.write_text("from mnist_flax.configs.digits import get_config\n")
     arguments = ("--config=~/mine.py", *small[1:], "--workdir=~/run")
     assert "test_accuracy" in finish(start("mnist_flax.main", *arguments, cwd=tmp_path, HOME=str(home))).stdout
     assert not any(tmp_path.iterdir())
@@ -214,7 +214,7 @@ def _open_files(pid: int) -> str:
         (["--config.learning_rate=0.1"], "did you mean config.optimizer.learning_rate?"),
         (["--config.optimizer=adam"], "such as config.optimizer."),
         (["--config.optimizer.eps=0"], "at least 1e-30"),
-        (["--config.num_epochs=None"], "of type int"),
+        (["--config.num_epochs=None"], "a whole number"),
         (["--config.num_epochs=ten"], "num_epochs"),
         (["--config.num_epochs=0"], "at least 1"),
         (["--config.optimizer.learning_rate=nan"], "learning_rate"),
@@ -227,8 +227,30 @@ def _open_files(pid: int) -> str:
         (["--workdir=README.md"], "README.md"),
         (["--workdir="], "names nothing"),
         (["--workdir=tests"], "tests"),
+        (["--workdir", "--train_only"], "--workdir is followed by --train_only"),
         (["train"], "--config.KEY"),
         (["--confg=configs/digits.py"], "confg"),
+        (["configs/digits.py"], "did you mean --config=configs/digits.py?"),
+        (["classic"], "did you mean --config=configs/classic.py?"),
+        (["seed=1"], "did you mean --config.seed=1?"),
+        (["config.optimizer.b1=1"], "did you mean --config.optimizer.b1=1?"),
+        (["--config.model.batch_norm", "false"], "--config.KEY=false"),
+        (["--seed=1"], "did you mean --config.seed=?"),
+        (["--num_epochs=2"], "did you mean --config.num_epochs=?"),
+        (["--config=configs/digits"], "did you mean --config=configs/digits.py?"),
+        (["--config=README.md"], "is not a Python file"),
+        (["--config=configs/digits.py:x"], "takes no argument: leave out :x"),
+        (["--config=configs/default.py:cifar"], "config.dataset='cifar' is unknown"),
+        (["--config", "--train_only"], "--config names nothing before --train_only"),
+        (["--config.num_epochs=2.5"], "--config.num_epochs=2.5 must be a whole number"),
+        (["--config.num_epochs="], "--config.num_epochs= must be a whole number"),
+        (["--config.optimizer.learning_rate=0,001"], "must be a number, such as 0.001"),
+        (["--config.optimizer.learning_rate=None"], "must be a number, such as 0.001"),
+        (["--config.model.batch_norm=yes"], "--config.model.batch_norm=yes must be true or false"),
+        (["--config.model.channels=(32, 64"], "must be numbers in parentheses, such as (3,) or (3,5)"),
+        (["--config.model.channels=(True,)"], "must hold whole numbers"),
+        (["--config.archive_dir="], "config.archive_dir is empty"),
+        (["--distributed=maybe"], "--distributed=maybe must be true or false"),
     ],
 )
 def test_a_mistake_gets_one_line_and_status_2(arguments, hint, digits_data_dir):
@@ -236,16 +258,19 @@ def test_a_mistake_gets_one_line_and_status_2(arguments, hint, digits_data_dir):
     assert hint in refusal("mnist_flax.main", *base, f"--config.data_dir={digits_data_dir}", *arguments)
 
 
-RECIPE = (
-    "from configs import default\ndef get_config():\n    config = default.get_config()\n    {}\n    return config\n"
-)
+RECIPE = """from mnist_flax.configs import default
+def get_config():
+    config = default.get_config()
+    {}
+    return config
+"""
 
 
 @pytest.mark.parametrize(
     ("recipe", "found"),
     [
         ("import nothing_of_the_kind\n", ", line 1: ModuleNotFoundError: No module named 'nothing_of_the_kind'"),
-        ("from configs import nothing_of_the_kind\n", ", line 1: ImportError"),
+        ("from mnist_flax.configs import nothing_of_the_kind\n", ", line 1: ImportError"),
         ("\ndef get_config(:\n", ", line 2: SyntaxError"),
         ("nothing = 1\n", " has no function get_config()"),
         (RECIPE.replace("return config", "").format("pass"), ": get_config() returns nothing"),
@@ -291,6 +316,36 @@ def test_ctrl_c_while_it_imports_ends_it_quietly(module):
 def test_flags_in_a_file_that_is_no_text_are_refused_as_such(tmp_path):
     (tmp_path / "flags").write_bytes(b"\xff\xfe")
     assert "can't decode" in refusal("mnist_flax.main", f"--flagfile={tmp_path / 'flags'}")
+
+
+def test_a_recipe_in_a_file_of_flags_is_checked_as_any(tmp_path):
+    for flag, hint in (
+        ("--config=nowhere.py", "nowhere.py is no file"),
+        ("--config=configs/digits.py\n--config.sed=1", "did you mean config.seed?"),
+        ("--config.num_epochs=0\n--config\nconfigs/digits.py", "config.num_epochs=0 is out of range"),
+    ):
+        (tmp_path / "flags").write_text(flag)
+        assert hint in refusal("mnist_flax.main", f"--flagfile={tmp_path / 'flags'}")
+
+
+def test_what_does_not_fit_is_refused_before_data_are_prepared(tmp_path):
+    for override, hint in (
+        ("--config.batch_size=33", "a multiple of the 2 devices"),
+        ("--config.batch_size=2_000", "larger than the 1,319 training examples"),
+        ("--config.train_examples=1_400", "1,319 are left"),
+    ):
+        place = (f"--config.data_dir={tmp_path / 'data'}", f"--workdir={tmp_path / 'run'}")
+        ended = command("mnist_flax.main", "--config=configs/digits.py", override, *place, devices=2, status=2)
+        assert hint in ended.stderr and ended.stderr.count("\n") == 1
+        assert not any(tmp_path.iterdir())
+
+
+def test_a_recipe_may_take_an_argument():
+    code = (
+        "import mnist_flax.main as m; from absl import flags; flags.FLAGS(m._ARGUMENTS); print(m._CONFIG.value.dataset)"
+    )
+    arguments = ("--config.seed=1", "--config=configs/default.py:fashion_mnist")
+    assert finish(start(code, *arguments, option="-c")).stdout == "fashion_mnist\n"
 
 
 def test_overrides_may_come_first_and_set_a_field_back_to_none(digits_data_dir):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from configs import default
+from mnist_flax.configs import default
 from mnist_flax.data import datasets, prepare
 from mnist_flax.runtime.cli import UserError
 from tests import tiny_mnist
@@ -176,7 +176,7 @@ def test_the_second_start_reads_the_copy_and_needs_neither_tfds_nor_jax(digits_d
     run(
         """
 from mnist_flax import data
-from configs import default
+from mnist_flax.configs import default
 config = default.get_config()
 config.dataset, config.data_dir, config.validation_examples = "digits", sys.argv[1], 143
 assert len(data.load(config).train.labels) == 1_295
@@ -292,7 +292,7 @@ from tests import tiny_mnist
 tiny_mnist.install()
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 from mnist_flax import data
-from configs import default
+from mnist_flax.configs import default
 config = default.get_config()
 config.data_dir, config.validation_examples = sys.argv[1], 20
 assert len(data.load(config).train.labels) == 180
@@ -349,7 +349,7 @@ def test_a_stream_that_is_left_early_lets_the_process_end_in_silence(tiny, tiny_
 from tests import tiny_mnist
 tiny_mnist.install()
 from mnist_flax import data
-from configs import default
+from mnist_flax.configs import default
 config = default.get_config()
 config.data_dir, config.validation_examples, config.batch_size = sys.argv[1], 20, 16
 stream = data.stream(config, data.load(config).train_indices, 0, 4)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mnist_flax.experiments.benchmarks import contenders, cores
 
-from configs import classic
+from mnist_flax.configs import classic
 from mnist_flax.data import datasets
+from mnist_flax.experiments.benchmarks import contenders, cores
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.training import step
 from mnist_flax.training.loss import cross_entropy
@@ -135,6 +135,7 @@ def test_work_of_an_image_is_what_xla_counts():
     """Forward and backward of plain convolutions, as XLA's own cost analysis sees them."""
     import jax
     import jax.numpy as jnp
+
     from mnist_flax.experiments.benchmarks.contenders.plain_flax import CNN
 
     model, batch = CNN("float32"), 4

@@ -7,8 +7,8 @@ import pytest
 import sqlalchemy
 from hypothesis import given
 from hypothesis import strategies as st
-from mnist_flax.experiments.research import directory, space, storage, worker
 
+from mnist_flax.experiments.research import directory, space, storage, worker
 from mnist_flax.runtime.config import default_config
 from tests.commands import command
 from tests.experiments.test_study import open_study

@@ -1,4 +1,5 @@
 import pytest
+
 from mnist_flax.experiments.faults import campaign as faults
 from mnist_flax.experiments.faults import sabotage
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mnist_flax.experiments.fuzz import json_values, targets
-from mnist_flax.experiments.fuzz.targets import TARGETS
 from PIL import Image
 
 from mnist_flax import report
 from mnist_flax.data import datasets, prepare
+from mnist_flax.experiments.fuzz import json_values, targets
+from mnist_flax.experiments.fuzz.targets import TARGETS
 from mnist_flax.inference import classifier
 from mnist_flax.ocr import decode, page_reader
 from mnist_flax.runtime import config, run_dir, terminal

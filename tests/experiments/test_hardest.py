@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from mnist_flax.experiments import hardest
 from PIL import Image
 
 from mnist_flax.data import datasets
+from mnist_flax.experiments import hardest
 from mnist_flax.inference import classifier
 from mnist_flax.runtime import run_dir
 from tests.commands import command, refusal

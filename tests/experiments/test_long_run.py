@@ -1,5 +1,4 @@
 from mnist_flax.experiments.faults.sabotage import FIELDS
-
 from mnist_flax.runtime import run_dir
 from tests.commands import command, refusal
 

@@ -3,9 +3,9 @@ import json
 import jax
 import numpy as np
 import pytest
-from mnist_flax.experiments.research import members
 
 from mnist_flax.data import datasets
+from mnist_flax.experiments.research import members
 from mnist_flax.runtime import cli, devices
 from mnist_flax.runtime.config import default_config
 from mnist_flax.training import loop, photometric

@@ -12,8 +12,8 @@ from pathlib import Path
 import optuna
 import pytest
 import sqlalchemy
-from mnist_flax.experiments.research import directory, storage
 
+from mnist_flax.experiments.research import directory, storage
 from tests.commands import command, finish, kill_while, refusal, start
 from tests.experiments.test_study import COMPLETE, FAIL, RUNNING, SEARCH, WAITING, study_file
 

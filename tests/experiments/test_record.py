@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mnist_flax.experiments.record import results, runs
 from scipy import special
 
+from mnist_flax.experiments.record import results, runs
 from mnist_flax.runtime import run_dir
 from tests.commands import command, finish, refusal, start, wait_for
 

@@ -7,9 +7,9 @@ import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mnist_flax.experiments.research import samplers, space, storage, worker
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from mnist_flax.experiments.research import samplers, space, storage, worker
 from mnist_flax.runtime.cli import UserError
 from mnist_flax.runtime.config import default_config
 

@@ -8,12 +8,12 @@ import time
 import optuna
 import pytest
 import sqlalchemy
-from mnist_flax.experiments.research import confirm, directory, storage, worker
 
+from mnist_flax.experiments.research import confirm, directory, storage, worker
 from tests.commands import command, finish, kill_while, refusal, start, wait_for
 
 CONFIG = """
-from configs import digits
+from mnist_flax.configs import digits
 from mnist_flax.experiments import space
 
 
@@ -228,7 +228,8 @@ def test_asked_to_stop_it_queues_its_trials_and_prints_the_command(arguments, tm
     )
     process.send_signal(signal.SIGTERM)
     out = finish(process).stdout
-    assert out.splitlines()[-1].startswith("python -m experiments.study ") and str(place) in out.splitlines()[-1]
+    last = out.splitlines()[-1]
+    assert last.startswith("python -m mnist_flax.experiments.study ") and str(place) in last
     found = trials(place)
     assert not [t for t in found if t.state == RUNNING]
     given_up, waiting = ([t for t in found if t.state == state] for state in (FAIL, WAITING))
@@ -238,7 +239,7 @@ def test_asked_to_stop_it_queues_its_trials_and_prints_the_command(arguments, tm
     process = start("experiments.study", *confirmed)
     wait_for(lambda: _confirmation(place, RUNNING), process, 500)
     process.send_signal(signal.SIGTERM)
-    assert f"python -m experiments.study confirm {place}" in finish(process).stdout.splitlines()[-1]
+    assert f"python -m mnist_flax.experiments.study confirm {place}" in finish(process).stdout.splitlines()[-1]
     assert not _confirmation(place, RUNNING) and _confirmation(place, WAITING)
     assert len(_confirmation(place, COMPLETE, WAITING)) == 120
 
@@ -301,10 +302,10 @@ def test_mistakes_get_one_line_and_leave_the_study_as_it_was(shared, arguments, 
     other = study_file(tmp_path / "other.py", SEARCH.replace("3e-2", "2e-2"))
     unnamed = study_file(tmp_path / "search.cfg")
     for wrong, hint in (
-        ((f"--config={unnamed}", *command_line[1:]), "is no Python file"),
+        ((f"--config={unnamed}", *command_line[1:]), "is not a Python file"),
         ((f"--config={other}", *command_line[1:]), "study of another config"),
         ((*command_line, "--config.batch_size=16"), "config.batch_size: 32 -> 16"),
-        ((*command_line, "--storage=sqlite:////nowhere/study.db"), "use another --workdir"),
+        ((*command_line, "--storage=sqlite:////nowhere/study.db"), "use another directory"),
         ((*arguments, f"--workdir={tmp_path / 'new'}", "--storage=sqlite:////nowhere/at/all.db"), "cannot be used"),
         ((*arguments, f"--workdir={tmp_path / 'new'}", "--storage=postgresql://x@127.0.0.1:1/x"), "cannot be used"),
         ((*arguments, f"--workdir={tmp_path / 'new'}", "--storage=mysql://x"), "neither"),

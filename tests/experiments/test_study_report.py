@@ -4,11 +4,11 @@ import matplotlib.image
 import numpy as np
 import optuna
 import pytest
+from optuna.trial import TrialState
+
 from mnist_flax.experiments import report
 from mnist_flax.experiments.research import directory, space, storage, study_figures, worker
 from mnist_flax.experiments.research.study_figures import Axis, Trial
-from optuna.trial import TrialState
-
 from mnist_flax.runtime.config import default_config
 from tests.commands import command, refusal
 from tests.experiments import test_space

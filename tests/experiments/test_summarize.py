@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mnist_flax.experiments.summarize import mean_interval
 from scipy import stats
 
+from mnist_flax.experiments.summarize import mean_interval
 from mnist_flax.runtime import run_dir
 from mnist_flax.runtime.config import default_config
 from tests.commands import command, finish, refusal, start

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mnist_flax.experiments import forms as measured
 
 from mnist_flax.data import datasets
+from mnist_flax.experiments import forms as measured
 from mnist_flax.inference import classifier
 from mnist_flax.ocr import binarize, page_reader, reading_order, ruled_lines, segment
 from mnist_flax.runtime import run_dir

@@ -6,8 +6,8 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mnist_flax.experiments.faults.sabotage import events_file, read_events
 
+from mnist_flax.experiments.faults.sabotage import events_file, read_events
 from mnist_flax.runtime import cli, run_dir
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.runtime.cli import UserError

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
-from mnist_flax.experiments import report as study_report
-from mnist_flax.experiments.research import confirm, directory, space, study_figures
 
 from mnist_flax import report
 from mnist_flax.data import prepare
 from mnist_flax.evaluation import metrics
+from mnist_flax.experiments import report as study_report
+from mnist_flax.experiments.research import confirm, directory, space, study_figures
 from mnist_flax.runtime import run_dir
 from mnist_flax.runtime.config import default_config
 from tests.commands import ROOT, command, environment, refusal

@@ -10,7 +10,7 @@ from jax import lax, random
 from skimage.transform import AffineTransform
 from sklearn.datasets import load_digits
 
-from configs import default
+from mnist_flax.configs import default
 from mnist_flax.ops.random import uniform_bytes
 from mnist_flax.training import augment as aug
 from mnist_flax.training import step as train

@@ -61,15 +61,15 @@ def test_checkpoints_without_a_score_do_not_pile_up(tmp_path):
 def test_without_any_score_there_is_no_best(tmp_path):
     save(tmp_path, [None, None])
     assert equal(checkpoint.load(tmp_path, "last", ABSTRACT)[0], state(2))
-    with pytest.raises(UserError, match="use --checkpoint=last"):
+    with pytest.raises(UserError, match=r"use .*checkpoint=last"):
         checkpoint.load(tmp_path, "best", ABSTRACT)
 
 
 @pytest.mark.parametrize(
     "damaged, which, way",
     [
-        ((3,), "last", "--checkpoint=best can be"),
-        ((2,), "best", "--checkpoint=last can be"),
+        ((3,), "last", ".*checkpoint=best can be"),
+        ((2,), "best", ".*checkpoint=last can be"),
         ((2, 3), "last", "make it anew"),
         ((2, 3), "best", "make it anew"),
     ],

@@ -13,13 +13,14 @@ import sys
 import time
 
 import numpy as np
+
 from mnist_flax.experiments.benchmarks.contenders import MODULES, Task, peak_flops
 
 
 def main(name: str, dtype: str, batch_size: str, examples: str, batch_norm: str = "") -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints must not be taken for an answer
-    module = importlib.import_module(f"experiments.benchmarks.contenders.{MODULES[name]}")
+    module = importlib.import_module(f"mnist_flax.experiments.benchmarks.contenders.{MODULES[name]}")
     with np.load(examples) as arrays:
         task = Task(dtype, int(batch_size), arrays["images"], arrays["labels"], bool(batch_norm))
     train = module.make(task)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 os.environ["KERAS_BACKEND"] = "tensorflow"
 import keras
 import tensorflow as tf
+
 from mnist_flax.experiments.benchmarks.contenders import LEARNING_RATE, STEPS, Task
 
 

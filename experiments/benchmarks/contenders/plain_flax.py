@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax.training.train_state import TrainState
+
 from mnist_flax.experiments.benchmarks.contenders import LEARNING_RATE, Task
 
 

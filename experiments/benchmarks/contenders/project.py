@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from mnist_flax.experiments.benchmarks.contenders import Task
 
-from configs import classic
+from mnist_flax.configs import classic
 from mnist_flax.data import datasets
 from mnist_flax.data.feed import make_feed
+from mnist_flax.experiments.benchmarks.contenders import Task
 from mnist_flax.runtime import devices
 from mnist_flax.training import step as train
 from mnist_flax.training.state import hyperparameters, init_state

@@ -8,9 +8,10 @@ times its algorithms, and products of float32 are TF32, as JAX's are there.
 from collections.abc import Callable
 
 import torch
-from mnist_flax.experiments.benchmarks.contenders import LEARNING_RATE, STEPS, Task
 from torch import nn
 from torch.nn import functional as F
+
+from mnist_flax.experiments.benchmarks.contenders import LEARNING_RATE, STEPS, Task
 
 _DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _LAYOUT = torch.channels_last
