@@ -6,11 +6,11 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_flax import report
+from mnist_flax.evaluation import html
 from mnist_flax.experiments.research import extra, study_figures
 from mnist_flax.experiments.research.study_figures import Axis, Trial
 from mnist_flax.runtime import cli, files, terminal
@@ -167,12 +167,11 @@ def page(
             "Run: python -m mnist_flax.experiments.study confirm STUDY --seeds=10"
         )
     notes += [f"Trial {trial.number} failed: {trial.user_attrs['error']}" for trial in failed[:5]]
-    keys = list(record.scales)
     rows = [
         (
             str(trial.number),
             shown_value(plan.objective, trial.value),
-            *(study_figures.number(trial.params[key]) if key in trial.params else "" for key in keys),
+            *(study_figures.number(trial.params[key]) if key in trial.params else "" for key in record.scales),
         )
         for trial in complete[:10]
     ]
@@ -180,26 +179,19 @@ def page(
         (key, scale["kind"].replace("_", "-"), _span(scale), "scientific" if key in plan.scientific else "nuisance")
         for key, scale in record.scales.items()
     ]
-    warnings_list = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    blocks = "".join(report.figure_block(name, picture, CAPTIONS[name]) for name, picture in pictures.items())
-    heading = plan.question or f"Study {record.name}"
-    mind = f"<section class='notes'><h2>Mind</h2><ul>{warnings_list}</ul></section>" if notes else ""
-    head = ("trial", objective, *map(study_figures.short, keys))
-    space_table = report.table(ranges, ("hyperparameter", "range", "values", "role"))
-    of = (
-        f"Study <code>{escape(record.name)}</code>, dataset {escape(record.config.dataset)}; "
-        f"trials compared by {escape(objective)} on validation data"
-    )
-    return report.document(
-        record.name,
-        heading,
-        of,
-        f"""<dl class="tiles">{"".join(map(report.tile, tiles))}</dl>
-{mind}
-<div class="figures">{blocks}</div>
-<section class="scroll"><h2>Best trials</h2>{report.table(rows, head)}</section>
-<section class="scroll"><h2>Search space</h2>{space_table}</section>""",
-        CSS,
+    return html.render(
+        Path(__file__).with_name("study.html.jinja"),
+        name=record.name,
+        heading=plan.question or f"Study {record.name}",
+        dataset=record.config.dataset,
+        objective=objective,
+        tiles=tiles,
+        notes=notes,
+        pictures=pictures,
+        captions=CAPTIONS,
+        best_trials=rows,
+        best_trials_head=("trial", objective, *map(study_figures.short, record.scales)),
+        ranges=ranges,
     )
 
 
@@ -218,15 +210,6 @@ def _span(scale: Mapping[str, Any]) -> str:
         span = f"{len(values)} values from {min(values):.3g} to {max(values):.3g}" if many else listed
     condition = scale["condition"]
     return span + (f", where {condition[0]} is {' or '.join(map(str, condition[1]))}" if condition else "")
-
-
-CSS = """
-#scientific, #isolation, #parallel { column-span: all; }
-.notes { margin-top: .8rem; border-left: .35rem solid #D55E00; }
-.notes ul { margin: 0; padding-left: 1.2rem; }
-.scroll { margin-top: .8rem; overflow-x: auto; }
-.scroll td { white-space: nowrap; }
-"""
 
 
 def main(argv: list[str]) -> None:

@@ -4,12 +4,10 @@ The page is one file that needs no other: figures are inside it, and its content
 fetch anything.
 """
 
-import base64
 import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from numpy.typing import ArrayLike
 
-from mnist_flax.evaluation import figures, metrics
+from mnist_flax.evaluation import figures, html, metrics
 from mnist_flax.runtime import cli, files, run_dir
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.runtime.terminal import percent, plain, shown
@@ -153,112 +151,23 @@ def page(
         (Path(member["path"]).name, str(member["seed"]), percent(member["test_accuracy"]))
         for member in recorded.get("members", [])
     ]
-    member_table = table(members, ("member", "seed", "test accuracy"))
-    whose = " of the first member" if members else ""
     settings = [
         (key.removeprefix("config."), plain(value))
         for key, value in config_lib.flatten(recorded).items()
         if key != "members"
     ]
-    captions = CAPTIONS | ROBUSTNESS_CAPTIONS
-    figure_blocks = (figure_block(name, picture, captions[name]) for name, picture in pictures.items())
-    return document(
-        name,
-        heading,
-        f"Run <code>{escape(name)}</code>",
-        f"""<dl class="tiles">{"".join(map(tile, tiles))}</dl>
-<div class="figures">{"".join(figure_blocks)}</div>
-<div class="tables">
-<section><h2>Classes</h2>{table(classes, ("class", "examples", "precision", "recall"))}</section>
-<section><h2>Summary</h2>{table([(k.replace("_", " "), shown(k, v)) for k, v in summary.items()])}</section>
-{f"<section><h2>Members</h2>{member_table}</section>" if members else ""}
-</div>
-<section class="wide"><h2>Configuration{whose} and environment</h2>{table(settings)}</section>""",
+    return html.render(
+        html.TEMPLATES / "run.html.jinja",
+        name=name,
+        heading=heading,
+        tiles=tiles,
+        pictures=pictures,
+        captions=CAPTIONS | ROBUSTNESS_CAPTIONS,
+        classes=classes,
+        summary=[(key.replace("_", " "), shown(key, value)) for key, value in summary.items()],
+        members=members,
+        settings=settings,
     )
-
-
-def document(name: str, heading: str, subject: str, content: str, style: str = "") -> str:
-    """A page of its own, of HTML `subject` and `content`, which may load nothing."""
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(f"{name}: {heading}")}</title>
-<style>{CSS}{style}</style>
-</head>
-<body>
-<header><h1>{escape(heading)}</h1><p>{subject}</p></header>
-<main>
-{content}
-</main>
-</body>
-</html>
-"""
-
-
-def figure_block(name: str, picture: bytes, caption: str) -> str:
-    """A PNG file inside the page, with its caption."""
-    source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-    caption = escape(caption)
-    return f'<figure id="{name}"><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
-
-
-def tile(parts: tuple[str, str, str]) -> str:
-    title, value, note = map(escape, parts)
-    return f"<div><dt>{title}</dt><dd><b>{value}</b><small>{note}</small></dd></div>"
-
-
-def table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
-    """An HTML table of text, the first cell of each row its header."""
-    top = f"<thead><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr></thead>" if head else ""
-    body = (
-        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in rest)}</tr>'
-        for first, *rest in rows
-    )
-    return f"<table>{top}<tbody>{''.join(body)}</tbody></table>"
-
-
-CSS = """
-:root { color: #1d2024; background: #f3f4f6; font: 16px/1.5 system-ui, sans-serif; }
-body { margin: 0 auto; padding: 1.5rem 1rem; max-width: 76rem; }
-h1 { margin: 0; font-size: 1.7rem; line-height: 1.2; }
-h2 { margin: 0 0 .5rem; font-size: 1.1rem; }
-header p { margin: .3rem 0 1.2rem; color: #4a4f57; overflow-wrap: anywhere; }
-dl, dd, figure { margin: 0; }
-.tiles { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); }
-.tiles > div, figure, section { padding: 1rem; border: 1px solid #dcdfe4; border-radius: .5rem; background: #fff; }
-dt, small, figcaption { color: #4a4f57; font-size: .9rem; }
-dd b { display: block; font-size: 1.45rem; line-height: 1.3; }
-.figures { margin: .8rem 0; columns: 2; column-gap: .8rem; }
-figure { margin-bottom: .8rem; break-inside: avoid; }
-figure img { display: block; width: 100%; height: auto; margin-bottom: .6rem; }
-.tables { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
-.tables { align-items: start; }
-table { width: 100%; border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .5rem .25rem 0; border-top: 1px solid #e8eaee; text-align: right; vertical-align: top; }
-th[scope], thead th:first-child { text-align: left; font-weight: 500; }
-td { overflow-wrap: anywhere; }
-.wide { margin-top: .8rem; }
-.wide table { display: block; columns: 20rem; column-gap: 2rem; }
-.wide tbody { display: block; }
-.wide tr { display: flex; justify-content: space-between; gap: 1rem; break-inside: avoid; }
-.wide tr { border-top: 1px solid #e8eaee; }
-.wide th, .wide td { border: 0; }
-thead th { border: 0; color: #4a4f57; font-weight: 500; }
-@media (max-width: 52rem) {
-  .figures { columns: 1; }
-  h1 { font-size: 1.4rem; }
-  .tiles > div, figure { padding: .7rem; }
-}
-@media print {
-  :root { background: #fff; font-size: 11px; }
-  body { padding: 0; max-width: none; }
-  .figures { columns: 2; }
-  .tiles > div, .tables section, tr { break-inside: avoid; }
-}
-"""
 
 
 def main(argv: list[str]) -> None:

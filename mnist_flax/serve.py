@@ -27,6 +27,7 @@ def require_packages() -> None:
     from mnist_flax.ocr import page_reader
 
     try:
+        import msgspec  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:

@@ -258,8 +258,8 @@ def feed_json(directory: Path) -> Feed:
     """The body of a request with a digit."""
 
     def feed(data: bytes) -> None:
-        digit = json_api.parse_digit(data)
-        assert digit.image.shape == (28, 28) and digit.image.dtype == np.uint8
+        image, _ = json_api.parse_digit(data)
+        assert image.shape == (28, 28) and image.dtype == np.uint8
 
     return feed
 

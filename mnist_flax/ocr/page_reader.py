@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -16,7 +16,8 @@ from mnist_flax.ocr.decode import Grey
 from mnist_flax.ocr.segment import Span
 from mnist_flax.runtime.cli import UserError
 
-LAYOUTS = ("digit", "line", "page")
+Layout = Literal["digit", "line", "page"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 UNREADABLE = "?"
 SMALLEST = 6.0  # pixels: what is lower is no digit but noise
 MOST_MARKS = {"digit": 3_000, "line": 500, "page": 3_000}  # more than there can be digits; each takes its time

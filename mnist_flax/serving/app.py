@@ -25,7 +25,7 @@ from mnist_flax.inference.classifier import BATCH_SIZES, Reader
 from mnist_flax.ocr import decode, page_reader
 from mnist_flax.runtime import cli, run_dir
 from mnist_flax.runtime.cli import UserError
-from mnist_flax.serving import json_api, micro_batching
+from mnist_flax.serving import json_api, micro_batching, openapi, schema
 
 PAGE = Path(__file__).parent / "page"
 MOST_JSON = 1_000_000  # bytes
@@ -68,7 +68,7 @@ class Service(NamedTuple):
     explain: Callable[[np.ndarray, int], explain.Explanation]
     pictures: Executor  # decodes and finds digits
     network: Executor  # one thread: passes through the network
-    mistakes: Callable[[], Awaitable[dict[str, Any] | None]]
+    mistakes: Callable[[], Awaitable[schema.Mistakes | None]]
 
 
 def make_app(reader: Reader, limits: Limits, hosts: Collection[str] | None) -> ASGIApp:
@@ -80,10 +80,10 @@ def make_app(reader: Reader, limits: Limits, hosts: Collection[str] | None) -> A
     pictures, network = ThreadPoolExecutor(2, "pictures"), ThreadPoolExecutor(1, "network")
     explainer = explain.make_explain(reader.run, reader.temperature)
     warm_up(reader, explainer)
-    found: list[dict[str, Any] | None] = []
+    found: list[schema.Mistakes | None] = []
     searching = asyncio.Lock()
 
-    async def mistakes_once() -> dict[str, Any] | None:
+    async def mistakes_once() -> schema.Mistakes | None:
         async with searching:
             if not found:
                 result = await _in_thread(pictures, mistakes.find_mistakes, reader)
@@ -120,6 +120,7 @@ def make_app(reader: Reader, limits: Limits, hosts: Collection[str] | None) -> A
             ],
         ),
         route("/healthz", health, "GET"),
+        Route("/openapi.json", JSONResponse(openapi.document()), methods=["GET"]),
         Mount("/", StaticFiles(directory=PAGE, html=True)),
     ]
     handlers: dict[Any, Any] = {HTTPException: _refuse, UserError: _complain, Exception: _fail}
@@ -145,9 +146,9 @@ async def predict(service: Service, request: Request) -> Response:
         if request.query_params:
             raise UserError("parameters are for pictures: a digit in JSON takes none")
         async with _body(service, request, MOST_JSON) as body:
-            digit = json_api.parse_digit(body)
-        (scores,) = await service.recognise(digit.image[None])
-        return JSONResponse(json_api.digit_to_json(scores, digit.image, service.reader.threshold))
+            image, _ = json_api.parse_digit(body)
+        (scores,) = await service.recognise(image[None])
+        return JSONResponse(json_api.digit_to_json(scores, image, service.reader.threshold))
     if not (kind.startswith("image/") or kind == "application/octet-stream"):
         raise HTTPException(415, "send an image (Content-Type: image/png and the like) or JSON (application/json)")
     loop = asyncio.get_running_loop()
@@ -172,12 +173,12 @@ async def explain_digit(service: Service, request: Request) -> Response:
     if _content_type(request) != "application/json":
         raise HTTPException(415, "send JSON (Content-Type: application/json)")
     async with _body(service, request, MOST_JSON) as body:
-        digit = json_api.parse_digit(body)
-    (scores,) = await service.recognise(digit.image[None])
-    answer = json_api.digit_to_json(scores, digit.image, service.reader.threshold)
-    about = answer["likeliest"] if digit.about is None else digit.about
-    explanation = await _in_thread(service.network, service.explain, digit.image, about)
-    return JSONResponse(answer | json_api.explanation_to_json(explanation, about))
+        image, about = json_api.parse_digit(body)
+    (scores,) = await service.recognise(image[None])
+    answer = json_api.digit_to_json(scores, image, service.reader.threshold)
+    about = answer["likeliest"] if about is None else about
+    explanation = await _in_thread(service.network, service.explain, image, about)
+    return JSONResponse(json_api.explanation_to_json(answer, explanation, about))
 
 
 async def list_mistakes(service: Service, request: Request) -> Response:
@@ -201,7 +202,7 @@ async def health(service: Service, request: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
-def describe(reader: Reader) -> dict[str, Any]:
+def describe(reader: Reader) -> schema.Run:
     """What the page says of the run."""
     import jax
 

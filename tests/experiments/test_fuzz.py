@@ -275,13 +275,13 @@ def test_what_could_be_frames_is_not_held_against_all_that_could_be_lines():
 def test_a_pixel_is_a_whole_number(value):
     pixels = [[0] * 28 for _ in range(28)]
     pixels[3][4] = value
-    with pytest.raises(UserError, match="28 rows"):
+    with pytest.raises(UserError, match=r"`\$\.pixels\[3\]\[4\]`"):
         json_api.parse_digit(json.dumps({"pixels": pixels}).encode())
 
 
 @pytest.mark.parametrize("point", [[True, 0], ["0", 0], [0], [0, 0, 0], [None, 0], [10**400, 0], 0, {}], ids=ascii)
 def test_a_point_is_two_numbers(point):
-    with pytest.raises(UserError, match="lists of points"):
+    with pytest.raises(UserError, match=r"`\$\.strokes\[0\]\[1\]"):
         json_api.parse_digit(json.dumps({"strokes": [[[0, 0], point]]}).encode())
 
 

@@ -16,6 +16,7 @@ from tests.commands import finish, refusal, start
         ("atheris", ("experiments.fuzz", "--targets=idx"), "fuzz"),
         ("skimage.filters", ("mnist_flax.predict", "runs/digits", "x.png"), "predict"),
         ("uvicorn", ("mnist_flax.serve", "runs/digits"), "serve"),
+        ("msgspec", ("mnist_flax.serve", "runs/digits"), "serve"),
     ],
 )
 def test_without_a_package_one_line_says_what_to_install(package, arguments, extra):

@@ -1,6 +1,7 @@
 """The page in a real browser: Chromium, headless, driven by Playwright."""
 
 import base64
+import graphlib
 import io
 import json
 import re
@@ -13,6 +14,7 @@ from PIL import Image
 
 from mnist_flax.data import datasets
 from mnist_flax.runtime import run_dir
+from mnist_flax.serving import app
 from tests import forms, strokes
 from tests.server import Server, running
 
@@ -70,6 +72,12 @@ def open_page(browser, server):
         page.context.close()
     assert not complaints
     assert all(url.startswith((server.address, "data:")) for url in requests)
+
+
+def test_no_module_of_the_page_imports_itself_in_a_circle():
+    imports = {path.name: re.findall(r'from "\./([^"]+)"', path.read_text()) for path in app.PAGE.glob("*.js")}
+    assert imports["app.js"] and set().union(*imports.values()) < imports.keys()
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError
 
 
 def place(page, point) -> tuple[float, float]:

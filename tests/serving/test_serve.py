@@ -20,7 +20,8 @@ from PIL import Image
 from mnist_flax.data import datasets
 from mnist_flax.inference import classifier, mistakes
 from mnist_flax.runtime import run_dir
-from mnist_flax.serving import json_api
+from mnist_flax.runtime.cli import UserError
+from mnist_flax.serving import json_api, openapi, schema
 from tests import forms, strokes
 from tests.commands import command, finish, refusal
 from tests.server import Server, launch, running
@@ -138,7 +139,7 @@ def test_mistakes_are_those_of_the_test_split(server, digits_run, test_split, de
 
 
 def test_the_doubtful_are_counted_over_all_mistakes_listed_or_not(digits_run, monkeypatch):
-    monkeypatch.setattr(json_api, "MOST_MISTAKES", 1)
+    monkeypatch.setattr(schema, "MOST_MISTAKES", 1)
     undecided = classifier.Reader(
         run_dir.load_run(digits_run), lambda images: np.full((len(images), 10), -2.3), 1.0, 0.5
     )
@@ -157,6 +158,8 @@ def test_run_and_health(server, digits_run, description):
 def test_the_description_is_valid_and_complete(description):
     openapi_spec_validator.validate(description)
     assert set(description["paths"]) == {"/api/predict", "/api/explain", "/api/mistakes", "/api/run", "/healthz"}
+    digit = description["paths"]["/api/explain"]["post"]["requestBody"]["content"]["application/json"]
+    assert all(json_api.parse_digit(json.dumps(example["value"]).encode()) for example in digit["examples"].values())
     assert all("421" in asked["responses"] for path in description["paths"].values() for asked in path.values())
 
 
@@ -195,26 +198,27 @@ REFUSALS = [
     (b"[" * 1_000_001, "application/json", 413, "the body is larger than 1,000,000 bytes"),
     (b"a=1", "application/x-www-form-urlencoded", 415, "send an image"),
     (b"a=1", None, 415, "send an image"),
-    (b"{", "application/json", 400, "the body is no JSON"),
-    (b"[" * 100_000, "application/json", 400, "the body is no JSON"),
-    (b"\xff\xfe", "application/json", 400, "the body is no JSON"),
-    (b"[]", "application/json", 400, "the body holds no digit"),
-    (b"{}", "application/json", 400, "the body holds no digit"),
-    (json.dumps(SEVEN | {"pixels": []}).encode(), "application/json", 400, "or two"),
-    (json.dumps(SEVEN | {"colour": 1}).encode(), "application/json", 400, "'colour', which nothing here knows"),
-    (json.dumps(SEVEN | {"about": 10}).encode(), "application/json", 400, '"about" is the digit to explain'),
-    (json.dumps(SEVEN | {"about": True}).encode(), "application/json", 400, '"about" is the digit to explain'),
-    (json.dumps({"pixels": [[0] * 28] * 27}).encode(), "application/json", 400, '"pixels" are 28 rows'),
-    (json.dumps({"pixels": [[0.5] * 28] * 28}).encode(), "application/json", 400, '"pixels" are 28 rows'),
-    (json.dumps({"pixels": [[256] * 28] * 28}).encode(), "application/json", 400, '"pixels" are 28 rows'),
-    (json.dumps({"pixels": [[0] * 28] * 27 + [[0]]}).encode(), "application/json", 400, '"pixels" are 28 rows'),
-    (b'{"pixels": [[1e999]]}', "application/json", 400, '"pixels" are 28 rows'),
-    (b'{"strokes": []}', "application/json", 400, '"strokes" are lists of points'),
-    (b'{"strokes": [[]]}', "application/json", 400, '"strokes" are lists of points'),
-    (b'{"strokes": [[[0, NaN]]]}', "application/json", 400, '"strokes" are lists of points'),
-    (b'{"strokes": [[[0, 1.5]]]}', "application/json", 400, '"strokes" are lists of points'),
-    (b'{"strokes": [[["0", "1"]]]}', "application/json", 400, '"strokes" are lists of points'),
-    (b'{"strokes": [[{"x": 1}]]}', "application/json", 400, '"strokes" are lists of points'),
+    (b"{", "application/json", 400, "not a digit in JSON (Input data was truncated)"),
+    (b'{"pixels":' + b"[" * 100_000, "application/json", 400, "maximum recursion depth"),
+    (b"\xff\xfe", "application/json", 400, "JSON is malformed"),
+    (b'{"\xff": 1}', "application/json", 400, "not a digit in JSON ('utf-8' codec"),
+    (b"[]", "application/json", 400, "Expected `object`, got `array`"),
+    (b"{}", "application/json", 400, "missing required field `pixels`"),
+    (json.dumps(SEVEN | {"pixels": []}).encode(), "application/json", 400, "unknown field `pixels`"),
+    (json.dumps(SEVEN | {"colour\n": 1}).encode(), "application/json", 400, "unknown field `colour `"),
+    (json.dumps(SEVEN | {"about": 10}).encode(), "application/json", 400, "`int` <= 9 - at `$.about`"),
+    (json.dumps(SEVEN | {"about": True}).encode(), "application/json", 400, "`bool` - at `$.about`"),
+    (json.dumps({"pixels": [[0] * 28] * 27}).encode(), "application/json", 400, "length >= 28 - at `$.pixels`"),
+    (json.dumps({"pixels": [[0.5] * 28] * 28}).encode(), "application/json", 400, "`float` - at `$.pixels[0][0]`"),
+    (json.dumps({"pixels": [[256] * 28] * 28}).encode(), "application/json", 400, "<= 255 - at `$.pixels[0][0]`"),
+    (json.dumps({"pixels": [[0] * 28] * 27 + [[0]]}).encode(), "application/json", 400, "28 - at `$.pixels[27]`"),
+    (b'{"pixels": [[1e999]]}', "application/json", 400, "out of range - at `$.pixels[0][0]`"),
+    (b'{"strokes": []}', "application/json", 400, "length >= 1 - at `$.strokes`"),
+    (b'{"strokes": [[]]}', "application/json", 400, "length >= 1 - at `$.strokes[0]`"),
+    (b'{"strokes": [[[0, NaN]]]}', "application/json", 400, "JSON is malformed: invalid character (byte 18)"),
+    (b'{"strokes": [[[0, 1.5]]]}', "application/json", 400, "<= 1.0 - at `$.strokes[0][0][1]`"),
+    (b'{"strokes": [[["0", "1"]]]}', "application/json", 400, "`str` - at `$.strokes[0][0][0]`"),
+    (b'{"strokes": [[{"x": 1}]]}', "application/json", 400, "`object` - at `$.strokes[0][0]`"),
     (json.dumps({"strokes": [[[0, 0]] * 10_001]}).encode(), "application/json", 400, "10,000 points in all"),
 ]
 
@@ -228,6 +232,31 @@ def test_malformed_bodies_get_a_sentence(server, body, kind, status, sentence, d
     assert server.get("/healthz")
 
 
+odd = st.lists(st.sampled_from([0, 1, 1.01, -0.01, True, None, "0", []]), max_size=3)
+points = st.lists(st.floats(0, 1), min_size=2, max_size=2)
+parts = {
+    "strokes": st.lists(st.lists(points, max_size=4) | st.lists(points | odd), max_size=3),
+    "pixels": st.sampled_from([0, 255, 256, -1, 0.5, "0"]).map(lambda level: [[0] * 28] * 27 + [[level] * 28]),
+    "about": st.sampled_from([None, 0, 9, -1, 10, 0.5, True, "1"]),
+    "x": st.none(),
+}
+one = [st.fixed_dictionaries({form: parts[form]}, optional={"about": parts["about"]}) for form in ("strokes", "pixels")]
+sent = st.one_of(*one, st.fixed_dictionaries({}, optional=parts))
+
+
+@settings(max_examples=300, deadline=None)
+@given(sent)
+def test_digits_are_taken_that_the_description_allows_and_no_others(body):
+    described = openapi.document()
+    digit = described["paths"]["/api/explain"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    allowed = jsonschema.Draft202012Validator(described | digit).is_valid(body)
+    try:
+        json_api.parse_digit(json.dumps(body).encode())
+        assert allowed
+    except UserError as error:
+        assert not allowed, error
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "sentence"),
     [
@@ -237,9 +266,9 @@ def test_malformed_bodies_get_a_sentence(server, body, kind, status, sentence, d
         ("GET", "/../web.py", 404, "there is nothing"),
         ("GET", "/%2e%2e/web.py", 404, "there is nothing"),
         ("GET", "/..%2f..%2fpyproject.toml", 404, "there is nothing"),
-        ("POST", "/api/predict?layout=book", 400, "layout is one of digit, line, page"),
+        ("POST", "/api/predict?layout=book", 400, "`$.layout`: the parameters are layout=digit|line|page and"),
         ("POST", "/api/predict?layout=page&layout=line", 400, "given more than once"),
-        ("POST", "/api/predict?lay=page", 400, "there is no parameter 'lay'"),
+        ("POST", "/api/predict?lay=page", 400, "unknown field `lay`: the parameters are layout="),
     ],
 )
 def test_wrong_addresses_get_a_sentence(server, method, path, status, sentence):

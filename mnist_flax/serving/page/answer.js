@@ -1,5 +1,5 @@
 // The answer: the digit, a sentence, and ten bars that are also buttons.
-import { element } from "./app.js";
+import { element } from "./dom.js";
 
 /** A share as people read it; what is neither 0 nor 1 is not shown as such. */
 const percent = (share) =>

@@ -1,25 +1,11 @@
 // The page's parts and how a digit goes from one to the next. No part knows another; they meet here.
+import { ask } from "./api.js";
+import { element } from "./dom.js";
 import { makePad } from "./pad.js";
 import { makeAnswer } from "./answer.js";
 import { makeLooks } from "./looks.js";
 import { makePictures } from "./pictures.js";
 import { makeMistakes } from "./mistakes.js";
-
-export const element = (id) => document.getElementById(id);
-
-/** What the server answers; its own sentence as an Error where it refuses. */
-export async function ask(path, body, type = "application/json") {
-  const sent = body === undefined ? {} : { method: "POST", headers: { "Content-Type": type }, body };
-  let response;
-  try {
-    response = await fetch(path, sent);
-  } catch {
-    throw new Error("The server does not answer: is it still running?");
-  }
-  const content = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(content.error ?? `The server answered with status ${response.status}.`);
-  return content;
-}
 
 /** Calls `work` with the latest value given, one at a time: what comes while it works replaces what waits. */
 function latest(work) {

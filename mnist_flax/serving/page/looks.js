@@ -1,5 +1,5 @@
 // What the network sees, which pixels mattered, and the maps of each layer.
-import { element } from "./app.js";
+import { element } from "./dom.js";
 
 const FOR = [230, 140, 0]; // told apart from the next by colour-blind people too (Okabe and Ito)
 const AGAINST = [60, 150, 230];

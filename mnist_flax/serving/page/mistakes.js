@@ -1,5 +1,6 @@
 // The run's mistakes on the test set, to browse.
-import { ask, element } from "./app.js";
+import { ask } from "./api.js";
+import { element } from "./dom.js";
 import { paintDigit } from "./looks.js";
 
 /** `chosen(mistake)` is called with a mistake that was pressed. */

@@ -1,5 +1,5 @@
 // The drawing pad: strokes by mouse, finger, pen or keyboard, in sides of the pad.
-import { element } from "./app.js";
+import { element } from "./dom.js";
 
 const PEN = 0.075; // sides of the pad
 const STEP = 0.025; // of the keyboard's pen

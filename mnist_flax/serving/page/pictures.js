@@ -1,5 +1,6 @@
 // Photos and forms: they go to the server and come back annotated.
-import { ask, element } from "./app.js";
+import { ask } from "./api.js";
+import { element } from "./dom.js";
 
 /** `chosen(pixels)` is called with the pixels of a digit that was pressed. */
 export function makePictures(chosen) {
