@@ -20,7 +20,7 @@ def state(step):
     return {"kernel": jax.random.normal(key, (64, 32)), "step": jnp.int32(step), "empty": {}}
 
 
-ABSTRACT = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state(0))
+ABSTRACT = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state(0))
 
 
 def save(directory, accuracies, keep=2):
