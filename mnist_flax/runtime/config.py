@@ -227,6 +227,8 @@ def check(config: ConfigDict) -> None:
             span = f"at least {low}{finite}" if high is None else f"from {low} to {high}"
             raise UserError(f"config.{key}={value} is out of range: use a number {span}")
     for key in ("data_dir", "archive_dir"):
+        if values[key] is not None:
+            cli.check_path(f"config.{key}={values[key]}", values[key])
         if values[key] is not None and not _is_path(values[key]):
             raise UserError(f"config.{key}={values[key]!r} cannot be the name of a directory")
     last_size = _check_model(config.model)

@@ -64,7 +64,8 @@ def bar(total_steps: int, first_step: int) -> Iterator[Bar]:
         return
     # All of it fits into 80 characters, the bar getting what is left.
     columns = BarColumn(bar_width=None), TextColumn("{task.percentage:.0f}%"), TimeRemainingColumn()
-    with Progress(*columns, TextColumn("{task.fields[metrics]}"), console=console, expand=True) as progress:
+    shown = {"console": console, "expand": True, "redirect_stderr": sys.stderr.isatty()}  # not what goes to a file
+    with Progress(*columns, TextColumn("{task.fields[metrics]}"), **shown) as progress:
         yield Bar(progress, progress.add_task("", total=total_steps, completed=first_step, metrics=""))
 
 
