@@ -107,7 +107,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         value = flags.FLAGS[name].value
         if isinstance(value, float) and not math.isfinite(value):  # NaN is below no bound and above none
             raise UserError(f"--{name}={value} is no finite number: use one")
-        if value == "" and flags.FLAGS[name].present:
+        if value in ("", []) and flags.FLAGS[name].present:
             raise UserError(f"--{name}= names nothing: give a value, or leave the flag out")
         if isinstance(value, str) and value.startswith("~"):  # a path, which shells leave as it is after `=`
             flags.FLAGS[name].value = os.path.expanduser(value)

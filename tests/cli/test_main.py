@@ -8,12 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from mnist_flax.data import datasets
+from mnist_flax.runtime import cli, devices, run_dir, terminal
 from mnist_flax.runtime import config as config_lib
-from mnist_flax.runtime import terminal
+from mnist_flax.training import finalize, loop
 from tests.commands import ROOT, command, environment, final_state, finish, records, refusal, start, wait_for
 
 # A small network with everything on that could depend on where a run was stopped.
@@ -93,6 +96,18 @@ def test_the_report_shows_the_summary_as_it_is(undisturbed):
     page = (workdir / "report.html").read_text()
     for name, value in json.loads((workdir / "summary.json").read_text()).items():
         assert f">{name.replace('_', ' ')}</th><td>{terminal.shown(name, value)}<" in page, name
+
+
+def test_a_run_counts_its_own_seconds_whatever_the_process_did_before(undisturbed, tmp_path):
+    workdir = shutil.copytree(undisturbed[0], tmp_path / "run", ignore=shutil.ignore_patterns("summary.json"))
+    config, mesh = run_dir.read_config(workdir), devices.make_mesh()
+    splits = datasets.load(config)
+    started = time.perf_counter()
+    result = loop.fit(config, splits, 10, workdir, mesh, lambda: False)
+    finalize.conclude_training(config, splits, result, workdir, mesh, started)
+    spent = time.perf_counter() - started + result.train_seconds
+    assert spent < time.perf_counter() - cli.STARTED  # or this shows nothing
+    assert json.loads((workdir / "summary.json").read_text())["total_seconds"] <= spent
 
 
 def test_finished_run_prints_its_summary_and_trains_no_more(undisturbed, small):
