@@ -90,8 +90,10 @@ def check_different(runs: Sequence[run_dir.Run]) -> None:
         seen[content] = each.directory
 
 
-def make(directory: Path, members: Sequence[Member]) -> dict[str, Any]:
+def make(directory: Path, members: Sequence[Member], started: float) -> dict[str, Any]:
     """Writes an ensemble of runs into a directory, summary.json last; gives the summary.
+
+    Its `total_seconds` are from `started` on, as `time.perf_counter()` gives it.
 
     Raises:
       UserError: two runs are the same network, or the directory or the dataset cannot be used.
@@ -126,7 +128,7 @@ def make(directory: Path, members: Sequence[Member]) -> dict[str, Any]:
         }
         # The training split would take longer than all the rest; `evaluate --split=train` scores it.
         return finalize.conclude(
-            ensemble.model, variables, config, splits, directory, mesh, about, also=("validation",)
+            ensemble.model, variables, config, splits, directory, mesh, about, started, also=("validation",)
         )
 
 
@@ -172,7 +174,7 @@ def main(argv: list[str]) -> None:
     if summary is None:
         members = [read_member(path) for path in paths]
         check_members(members)
-        summary = make(directory, members)
+        summary = make(directory, members, cli.STARTED)
     elif size and [member["path"] for member in run_dir.read_members(directory)] != list(map(str, paths)):
         raise cli.UserError(
             f"--disjoint={size} goes by the order of the runs, and {directory / 'config.json'} has another: "

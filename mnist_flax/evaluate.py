@@ -49,7 +49,8 @@ def main(argv: list[str]) -> None:
         robustness.write(trained, split, which)
         return
     mesh = devices.make_mesh()
-    model, name = trained.model, f"evaluation_{_SPLIT.value}"
+    model = trained.model
+    name = f"evaluation_{_SPLIT.value}{run_dir.suffix(which, checkpoint=config.checkpoint.select)}"
     if _VIEWS.value > 1:
         model, name = tta.look_again(model, config, _VIEWS.value), f"{name}_{_VIEWS.value}_views"
     evaluation = scoring.make_evaluate(model, mesh)

@@ -31,8 +31,7 @@ def main(argv: list[str]) -> int:
     with distributed.job(_WORKDIR.value) as is_first:
         if is_first:
             print(directory, flush=True)
-        run_dir.check_directory(directory, config)
-        if finished := run_dir.read_summary(directory):
+        if finished := run_dir.read_finished(directory, config):
             terminal.print_summary(finished)
             return 0
 
@@ -47,16 +46,20 @@ def main(argv: list[str]) -> int:
         devices.keep_compiled_programs()
         with run_dir.claim(directory) if is_first else contextlib.nullcontext():
             if is_first:
-                run_dir.check_directory(directory, config)  # another process may have come first
-                if finished := run_dir.read_summary(directory):
+                if finished := run_dir.read_finished(directory, config):  # another process may have come first
                     terminal.print_summary(finished)
                     return 0
+                if earlier := run_dir.extend(directory, config):
+                    terminal.console.print(
+                        f"going on from {earlier} to {config.num_epochs} epochs; results so far are kept in "
+                        f"after_{earlier}_epochs, and the test split is scored again at the end"
+                    )
                 run_dir.write_config(directory, config, devices.describe(mesh))
             stop.can_wait = True
             result = loop.fit(config, splits, len(datasets.CLASS_NAMES[config.dataset]), directory, mesh, stop)
             if result.finished:
                 if not _TRAIN_ONLY.value:
-                    finalize.conclude_training(config, splits, result, directory, mesh)
+                    finalize.conclude_training(config, splits, result, directory, mesh, cli.STARTED)
                 return 0
     if is_first:
         print(farewell)

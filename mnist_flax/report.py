@@ -44,27 +44,24 @@ ROBUSTNESS_CAPTIONS = {
 }
 
 
-def write(
+def draw(
     directory: Path,
-    *,
-    summary: Mapping[str, Any],
     images: UInt8[np.ndarray, "examples height width"],
     labels: Int[np.ndarray, " examples"],
     logits: Float[np.ndarray, "examples classes"],
     kernel: ArrayLike,
     class_names: Sequence[str],
-) -> Path:
-    """Writes `figures/*.png` and `report.html` into a run directory, from the test split's logits.
+) -> dict[str, bytes]:
+    """Writes `figures/*.png` into a run directory, from the test split's logits; gives all that a report shows.
 
     `kernel` is that of the first layer, [height, width, 1, channels]. An ensemble has no learning curves.
 
     Raises:
       UserError: the directory's metrics.jsonl or config.json cannot be read.
     """
-    recorded = run_dir.read_json(directory / "config.json")
     scores = metrics.evaluate_logits(logits, labels)
     curves = {}
-    if "members" not in recorded:
+    if "members" not in run_dir.read_json(directory / "config.json"):
         curves["learning_curves"] = figures.figure_learning_curves(read_records(directory / "metrics.jsonl"))
     drawn = curves | {
         "confusion_matrix": figures.figure_confusion(np.array(scores["confusion"]), class_names),
@@ -76,7 +73,23 @@ def write(
     for name in ROBUSTNESS_CAPTIONS:
         if (path := directory / run_dir.FIGURES / f"{name}.png").exists():
             pictures[name] = path.read_bytes()
+    return pictures
+
+
+def write(
+    directory: Path,
+    summary: Mapping[str, Any],
+    scores: Mapping[str, Any],
+    class_names: Sequence[str],
+    pictures: Mapping[str, bytes],
+) -> Path:
+    """Writes `report.html` into a run directory. `scores` are the test split's, of `metrics.evaluate_logits`.
+
+    Raises:
+      UserError: the directory's config.json cannot be read.
+    """
     path = directory / "report.html"
+    recorded = run_dir.read_json(directory / "config.json")
     text = page(directory.name, summary, scores, class_names, recorded, pictures)
     files.write(path, text.encode(errors="backslashreplace"))  # a directory's name may be any bytes
     return path
@@ -189,15 +202,10 @@ def main(argv: list[str]) -> None:
     mesh, batch_size = devices.make_mesh(), trained.config.eval_batch_size
     evaluation = scoring.make_evaluate(trained.model, mesh)
     logits = scoring.split_logits(evaluation, trained.variables, test, batch_size, mesh)
-    path = write(
-        directory,
-        summary=summary,
-        images=test.images,
-        labels=test.labels,
-        logits=logits,
-        kernel=cnn.first_kernel(trained.variables),
-        class_names=trained.class_names,
-    )
+    kernel = cnn.first_kernel(trained.variables)
+    pictures = draw(directory, test.images, test.labels, logits, kernel, trained.class_names)
+    scores = metrics.evaluate_logits(logits, test.labels)
+    path = write(directory, summary, scores, trained.class_names, pictures)
     print(f"written: {path}")
 
 

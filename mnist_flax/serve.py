@@ -3,8 +3,10 @@
 import contextlib
 import ipaddress
 import logging as std_logging
+import re
 import signal
 import socket
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -16,6 +18,9 @@ _HOST = flags.DEFINE_string(
     "host", "127.0.0.1", "address to listen at; 0.0.0.0 lets everyone in who can reach this machine."
 )
 _PORT = flags.DEFINE_integer("port", 8000, "port to listen at; 0 takes any that is free.", 0, 65_535)
+_ALLOWED_HOSTS = flags.DEFINE_list(
+    "allowed_hosts", [], "names that requests may call the server by, besides its own: of a proxy before it, a.example."
+)
 _MAX_MEGABYTES = flags.DEFINE_float("max_megabytes", 16.0, "largest upload.", 0.001, 1000.0)
 _MAX_MEGAPIXELS = flags.DEFINE_float("max_megapixels", 50.0, "largest picture.", 0.001, 150.0)
 
@@ -67,19 +72,41 @@ def in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def names(host: str) -> list[str] | None:
-    """What a request may call a server at a normalized `host`; None is anything, for one open to other machines."""
+def names(host: str, allowed: Sequence[str]) -> list[str] | None:
+    """What a request may call a server at a normalized `host`: its own names, and those that are `allowed`.
+
+    None is anything, for one that is open to other machines and has no name allowed.
+    """
     local = ["localhost", "127.0.0.1", "[::1]"]
     try:
-        return [*local, in_url(host)] if ipaddress.ip_address(host).is_loopback else None
+        own = [*local, in_url(host)] if ipaddress.ip_address(host).is_loopback else local if allowed else None
     except ValueError:
-        return local if host == "localhost" else [host]
+        own = local if host == "localhost" else [host]
+    return None if own is None else [*own, *map(in_url, allowed)]
 
 
-def serve(listener: socket.socket, host: str, directory: str) -> None:
+def check_names(allowed: Sequence[str]) -> list[str]:
+    """The names, normalized.
+
+    Raises:
+      UserError: one is not the bare name of a host, as browsers send it.
+    """
+    for name in allowed:
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+                raise cli.UserError(
+                    f"--allowed_hosts: {name!r} is not the name of a host: "
+                    "give names alone, without scheme and port, international ones as xn--..."
+                ) from None
+    return [normalize(name) for name in allowed]
+
+
+def serve(listener: socket.socket, host: str, allowed: Sequence[str], directory: str) -> None:
     """Loads a run and serves it until SIGINT or SIGTERM comes; requests under way are then finished.
 
-    `host` is normalized, and what the listener listens at.
+    `host` is what the listener listens at, `allowed` are further names of it; all are normalized.
 
     Raises KeyboardInterrupt if one comes while the run is still being loaded.
     """
@@ -93,7 +120,7 @@ def serve(listener: socket.socket, host: str, directory: str) -> None:
     limits = app.Limits(round(_MAX_MEGABYTES.value * 1e6), round(_MAX_MEGAPIXELS.value * 1e6))
     server = uvicorn.Server(
         uvicorn.Config(
-            app.make_app(reader, limits, names(host)),
+            app.make_app(reader, limits, names(host, allowed)),
             http=http_limits.Protocol,
             ws="none",
             log_level=std_logging.ERROR,  # who sends nonsense is told so, and fills no log
@@ -113,9 +140,9 @@ def main(argv: list[str]) -> None:
     if len(argv) != 2:
         raise cli.UserError("name one run directory: python -m mnist_flax.serve RUN")
     require_packages()
-    host = normalize(_HOST.value)
+    host, allowed = normalize(_HOST.value), check_names(_ALLOWED_HOSTS.value)
     with listen(host, _PORT.value) as listener, contextlib.suppress(KeyboardInterrupt):
-        serve(listener, host, argv[1])
+        serve(listener, host, allowed, argv[1])
     print("stopped", flush=True)
 
 

@@ -27,7 +27,7 @@ from jaxtyping import UInt8
 
 from mnist_flax.data import idx
 from mnist_flax.runtime import files
-from mnist_flax.runtime.cli import UserError, reason
+from mnist_flax.runtime.cli import UserError, check_path, reason
 
 VERSIONS = {"mnist": "3.0.1", "fashion_mnist": "3.0.1", "kmnist": "3.0.1", "digits": "1.0.0"}
 
@@ -65,6 +65,7 @@ def prepare(name: str, data_dir: str | None = None, archive_dir: str | None = No
         that is full or read-only, or a prepared directory that is not whole.
     """
     train_examples(name)  # refuses an unknown one
+    check_path(f"archive_dir {archive_dir}", archive_dir or "")
     root = _root(data_dir)
     try:
         place = _place(name, root)
@@ -181,8 +182,7 @@ def quiet_tfds() -> Iterator[None]:
 
 def _root(data_dir: str | None) -> Path:
     text = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    if "://" in text:
-        raise UserError(f"data_dir {text} is not a local directory: choose one with {place_option()}")
+    check_path(f"data_dir {text}", text)
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError as error:

@@ -180,8 +180,7 @@ def write(trained: Run, split: Split, which: Mapping[str, str]) -> None:
     temperature = fitted.temperature if fitted else None
     found = summarize(measure(logits_of, split), split.labels, temperature)
     results = dict(which) | found
-    usual = {"split": "test", "checkpoint": trained.config.checkpoint.select}
-    suffix = "".join(f"_{which[kind]}" for kind, name in usual.items() if which[kind] != name)
+    suffix = run_dir.suffix(which, split="test", checkpoint=trained.config.checkpoint.select)
     drawn = robustness_figures.draw(results, split.images)
     report.save_figures(trained.directory, {f"{figure}{suffix}": picture for figure, picture in drawn.items()})
     path = trained.directory / f"robustness{suffix}.json"

@@ -7,11 +7,13 @@ import io
 import logging as std_logging
 import math
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from absl import app, flags, logging
 
@@ -22,6 +24,7 @@ _PERMISSION_ERRORS = {errno.EACCES, errno.EROFS}
 # Of a path that no file can have, or that is a directory where a file is wanted, or the other way round.
 _NAME_ERRORS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_ADDRESSES = {"storage", "worker", "coordinator_address", "host"}  # flags that name no file or directory
 
 
 # How absl, ml_collections and Python say that the text of a flag is not of its type, and what that means.
@@ -114,6 +117,18 @@ def _meant(name: str) -> str | None:
     return field and f"--{name} is not a flag of this command: did you mean --config.{field}=?"
 
 
+def check_path(named: str, path: str | Path) -> None:
+    """Refuses a URL where a path is wanted: locks, `fsync` and renames need a file system; `named` begins the message.
+
+    Raises:
+      UserError: the path has the form `scheme://`. (A Path made of it has lost a slash, and is a relative name.)
+    """
+    if re.match(r"[a-z][a-z0-9+.-]*://", str(path), re.IGNORECASE):
+        local = unquote(urlsplit(str(path)).path)
+        way = f"write {local}" if str(path).lower().startswith("file:///") else "name one in a file system"
+        raise UserError(f"{named} is a URL, not a path: {way}")
+
+
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     with flag_errors():
         arguments = flags.FLAGS(list(argv))
@@ -121,14 +136,18 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         value = flags.FLAGS[name].value
         if isinstance(value, float) and not math.isfinite(value):  # NaN is below no bound and above none
             raise UserError(f"--{name}={value} is no finite number: use one")
-        if value == "" and flags.FLAGS[name].present:
+        if value in ("", []) and flags.FLAGS[name].present:
             raise UserError(f"--{name}= names nothing: give a value, or leave the flag out")
         if isinstance(value, str) and value.startswith("--"):  # of `--workdir --train_only`
             raise UserError(f"--{name} is followed by {value}: give it a value")
         if isinstance(value, str) and value.startswith("~"):  # a path, which shells leave as it is after `=`
             flags.FLAGS[name].value = os.path.expanduser(value)
+        if isinstance(value, str) and name not in _ADDRESSES:
+            check_path(f"--{name}={value}", value)
     if "" in arguments:  # as a path it would be the current directory
         raise UserError("an argument is empty (a shell variable that is not set?): give a value, or leave it out")
+    for argument in arguments[1:]:
+        check_path(argument, argument)
     return arguments
 
 
@@ -145,6 +164,14 @@ def one_line(text: str) -> str:
 def print_error(message: object) -> None:
     """Prints one line on standard error, whatever names of files and contents the message quotes."""
     print(f"error: {one_line(str(message))}", file=sys.stderr, flush=True)
+
+
+class _LogFormatter(std_logging.Formatter):
+    """A log line for users, as `print_error` writes: no time, thread or place in the code."""
+
+    def format(self, record: std_logging.LogRecord) -> str:
+        kind = "note" if record.levelno < std_logging.WARNING else record.levelname.lower()
+        return f"{kind}: {super().format(record)}"
 
 
 def _is_worth_showing(record: std_logging.LogRecord) -> bool:
@@ -191,7 +218,10 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see mnist_flax/__init__.py
         signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().addFilter(_is_worth_showing)
+    handler = logging.get_absl_handler()
+    handler.addFilter(_is_worth_showing)
+    handler.setFormatter(_LogFormatter())
+    flags.FLAGS.set_default("logtostderr", True)  # to `sys.stderr` of the moment, which a progress bar takes over
 
     def parse(arguments: Sequence[str]) -> list[str]:
         try:

@@ -273,6 +273,8 @@ def check(config: ConfigDict) -> None:
     for key in ("data_dir", "archive_dir"):
         if values[key] == "":
             raise UserError(f"config.{key} is empty (a shell variable that is not set?): name a directory")
+        if values[key] is not None:
+            cli.check_path(f"config.{key}={values[key]}", values[key])
         if values[key] is not None and not _is_path(values[key]):
             raise UserError(f"config.{key}={values[key]!r} cannot be the name of a directory")
     last_size = _check_model(config.model)

@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from mnist_flax.runtime import cli, files
 from mnist_flax.runtime import config as config_lib
-from mnist_flax.runtime import files
 from mnist_flax.runtime.cli import UserError, reason
 
 _PACKAGES = "mnist_flax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "grain", "numpy"
 CHECKPOINTS, FIGURES, TENSORBOARD = "checkpoints", "figures", "tb"
+# What is about the model of a finished run, which a longer one replaces; the first means: finished.
+_RESULTS = "summary.json", "report.html", "evaluation_*.json", "robustness*.json", f"{FIGURES}/*", "export/*"
 MOST_JSON = 2**26  # bytes of a file that is read whole: far more than a run writes
 MOST_MEMBERS = 1_000  # of an ensemble
 
@@ -81,7 +83,7 @@ def _can_be(name: str, value: Any) -> bool:
 
 
 def check_directory(directory: Path, config: ConfigDict) -> None:
-    """Refuses a directory that this config can neither start nor resume in.
+    """Refuses a directory that this config can neither start nor resume in, nor extend the run of.
 
     Raises:
       UserError: it holds another run, or is no run directory at all.
@@ -90,8 +92,66 @@ def check_directory(directory: Path, config: ConfigDict) -> None:
         return
     if read_members(directory):
         raise UserError(f"{directory} holds an ensemble: use another directory")
-    if changes := config_lib.differences(read_config(directory), config):
+    recorded = read_config(directory)
+    changes = config_lib.differences(recorded, config)
+    if len(changes) == 1 and recorded.num_epochs < config.num_epochs:
+        if field := _spread_over_epochs(config):
+            raise UserError(
+                f"{directory} holds a run of {recorded.num_epochs} epochs, and {field} depends on "
+                f"config.num_epochs, so that one of {config.num_epochs} differs from its start: use another directory"
+            )
+    elif changes:
         raise UserError(f"{directory} holds a run of another config ({'; '.join(changes)}): use another directory")
+
+
+def _spread_over_epochs(config: ConfigDict) -> str | None:
+    """The field that makes the first steps of training depend on `num_epochs`, if one does."""
+    if config.optimizer.schedule in ("cosine", "one_cycle"):
+        return f"config.optimizer.schedule={config.optimizer.schedule}"
+    if config.augment.final_epochs > 0:
+        return f"config.augment.final_epochs={config.augment.final_epochs:g}"
+    return None
+
+
+def read_finished(directory: Path, config: ConfigDict) -> dict | None:
+    """The summary of the run in a directory, or None where this config has still to train it.
+
+    Raises what `check_directory` and `read_summary` do.
+    """
+    check_directory(directory, config)
+    summary = read_summary(directory)
+    return summary if summary and read_config(directory).num_epochs == config.num_epochs else None
+
+
+def extend(directory: Path, config: ConfigDict) -> int | None:
+    """Has the run in a directory go on to `config.num_epochs`; gives its earlier `num_epochs` if that was another.
+
+    Its results go to `after_N_epochs`, the summary first: wherever this is cut off, what is left is an unfinished run,
+    either of the old length or of the new one.
+    """
+    path = directory / "config.json"
+    if not path.exists() or (earlier := read_config(directory).num_epochs) == config.num_epochs:
+        return None
+    for result in (found for pattern in _RESULTS for found in sorted(directory.glob(pattern))):
+        kept = directory / f"after_{earlier}_epochs" / result.relative_to(directory)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        result.replace(kept)
+        files.sync(kept.parent)
+        files.sync(result.parent)
+    recorded = read_recorded(directory)
+    recorded["config"]["num_epochs"] = config.num_epochs
+    write_json(path, recorded)
+    return earlier
+
+
+def test_scorings(directory: Path) -> int:
+    """How often the test split was scored for a summary of the run, before it was extended."""
+    return len(list(directory.glob("after_*_epochs/summary.json")))
+
+
+def suffix(which: Mapping[str, str], **usual: str) -> str:
+    """What the name of a file of results ends with: a part for each of `which` that is not the `usual` one."""
+    return "".join(f"_{which[kind]}" for kind, name in usual.items() if which[kind] != name)
 
 
 def is_recorded(directory: Path, kind: str) -> bool:
@@ -227,6 +287,7 @@ def load_run(directory: Path | str, which: str | None = None) -> Run:
       UserError: there is no such run, or no such checkpoint.
       RunError: its checkpoint cannot be read.
     """
+    cli.check_path(str(directory), directory)
     directory = Path(directory)
     config, members = read_config(directory), read_members(directory)
     if not (directory / CHECKPOINTS).is_dir():

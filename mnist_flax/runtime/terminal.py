@@ -63,8 +63,10 @@ def bar(total_steps: int, first_step: int) -> Iterator[Bar]:
         yield Bar(None, None)
         return
     # All of it fits into 80 characters, the bar getting what is left.
-    columns = BarColumn(bar_width=None), TextColumn("{task.percentage:.0f}%"), TimeRemainingColumn()
-    with Progress(*columns, TextColumn("{task.fields[metrics]}"), console=console, expand=True) as progress:
+    metrics = TextColumn("{task.fields[metrics]}")
+    columns = BarColumn(bar_width=None), TextColumn("{task.percentage:.0f}%"), TimeRemainingColumn(), metrics
+    to_terminal = sys.stderr.isatty()  # what goes to a file stays there
+    with Progress(*columns, console=console, expand=True, redirect_stderr=to_terminal) as progress:
         yield Bar(progress, progress.add_task("", total=total_steps, completed=first_step, metrics=""))
 
 

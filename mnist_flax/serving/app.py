@@ -311,7 +311,8 @@ def secured(app: ASGIApp, hosts: Collection[str] | None) -> ASGIApp:
         named = headers.get(b"host", b"").decode("latin-1").lower()
         host = named.rpartition(":")[0] if named.rpartition(":")[2].isdecimal() else named
         if hosts is not None and host not in hosts:
-            refusal = _problem(421, "this server does not answer to this name: use the address that it printed")
+            sentence = "this server does not answer to this name: use the address that it printed, or --allowed_hosts"
+            refusal = _problem(421, sentence)
             return await refusal(scope, receive, send_guarded)
         if is_from_another_website(scope["method"], headers):
             refusal = _problem(403, "requests on behalf of other websites are refused")

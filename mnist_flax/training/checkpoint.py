@@ -86,7 +86,7 @@ class Checkpoints:
             self._scores[step] = accuracy
         response = self._orbax.save_async(
             step,
-            state,
+            jax.device_get(state),
             overwrite=True,  # a step is saved anew after a fall-back to an earlier one
             custom_metadata={"extra": extra, "accuracy": accuracy, "digest": _digest(state, extra)},
         )

@@ -19,7 +19,9 @@ from mnist_flax.training.loop import Result
 from mnist_flax.training.state import abstract_state, hyperparameters
 
 
-def conclude_training(config: ConfigDict, splits: datasets.Splits, result: Result, directory: Path, mesh: Mesh) -> None:
+def conclude_training(
+    config: ConfigDict, splits: datasets.Splits, result: Result, directory: Path, mesh: Mesh, started: float
+) -> None:
     """`finalize` of the model that `config.checkpoint.select` names; prints the summary."""
     num_classes = len(datasets.CLASS_NAMES[config.dataset])
     state = result.state
@@ -37,9 +39,10 @@ def conclude_training(config: ConfigDict, splits: datasets.Splits, result: Resul
         "compile_seconds": result.compile_seconds,
         "images_per_second": steps * config.batch_size / result.train_seconds,
     }
-    summary = conclude(
-        network, state.variables(), config, splits, directory, mesh, about, earlier_seconds=result.earlier_seconds
-    )
+    if earlier := run_dir.test_scorings(directory):
+        about["test_scorings"] = earlier + 1
+    started -= result.earlier_seconds
+    summary = conclude(network, state.variables(), config, splits, directory, mesh, about, started)
     if distributed.is_first():
         terminal.print_summary(summary)
 
@@ -52,16 +55,16 @@ def conclude(
     directory: Path,
     mesh: Mesh,
     about: Mapping[str, Any],
+    started: float,
     also: Sequence[str] = ("train", "validation"),
-    earlier_seconds: float = 0.0,
 ) -> dict[str, Any]:
     """Scores a network, the test split first; writes figures, report and, last of all, summary.json, which it gives.
 
     `about` is what the summary says besides. Of several processes all score, and the first one writes.
 
     Args:
+      started: `time.perf_counter()` when work on the model began, less the seconds that earlier processes spent.
       also: splits beside the test split that are scored for the summary.
-      earlier_seconds: that processes before this one spent on the model.
 
     Raises:
       RunError: logits of test images are not finite.
@@ -71,9 +74,6 @@ def conclude(
     def split_logits(split: datasets.Split) -> np.ndarray:
         return scoring.split_logits(evaluation, variables, split, config.eval_batch_size, mesh)
 
-    def seconds() -> float:
-        return earlier_seconds + time.perf_counter() - cli.STARTED
-
     test_logits = split_logits(splits.test)
     if not np.isfinite(test_logits).all():
         raise cli.RunError(
@@ -81,7 +81,7 @@ def conclude(
             "config.optimizer.learning_rate, in another directory"
         )
     test = metrics.evaluate_logits(test_logits, splits.test.labels)
-    test_seconds = seconds()
+    test_seconds = time.perf_counter() - started
     shown = f"test accuracy {test['accuracy']:.2%} ({test['errors']} errors in {test['examples']:,})"
     terminal.console.print(f"{shown} after {test_seconds:.1f} s")
     accuracy = {
@@ -89,7 +89,7 @@ def conclude(
         for name in also
         if len((split := getattr(splits, name)).labels)
     }
-    device = devices.describe(mesh)
+    device, class_names = devices.describe(mesh), datasets.CLASS_NAMES[config.dataset]
     summary = {
         "dataset": config.dataset,
         **about,
@@ -99,22 +99,16 @@ def conclude(
         "test_loss": test["negative_log_likelihood"],
         "test_errors": test["errors"],
         "test_seconds": test_seconds,
-        "total_seconds": test_seconds,
         "device": f"{device['count']} x {device['kind']}",
     }
     if not distributed.is_first():
         return summary
     which = {"dataset": config.dataset, "split": "test", "checkpoint": config.checkpoint.select}
     run_dir.write_json(directory / "evaluation_test.json", which | test)
-    report.write(
-        directory,
-        summary=summary,
-        images=splits.test.images,
-        labels=splits.test.labels,
-        logits=test_logits,
-        kernel=cnn.first_kernel(variables),
-        class_names=datasets.CLASS_NAMES[config.dataset],
+    pictures = report.draw(
+        directory, splits.test.images, splits.test.labels, test_logits, cnn.first_kernel(variables), class_names
     )
-    summary["total_seconds"] = seconds()
+    summary["total_seconds"] = time.perf_counter() - started
+    report.write(directory, summary, test, class_names, pictures)
     run_dir.write_json(directory / "summary.json", summary)
     return summary

@@ -8,11 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from mnist_flax.data import datasets
+from mnist_flax.runtime import cli, devices, run_dir, terminal
 from mnist_flax.runtime import config as config_lib
+from mnist_flax.training import finalize, loop
 from tests.commands import ROOT, command, environment, final_state, finish, records, refusal, start, wait_for
 
 # A small network with everything on that could depend on where a run was stopped.
@@ -87,6 +91,25 @@ def test_leaves_the_run_directory_that_other_tools_rely_on(undisturbed):
     assert (workdir / "report.html").stat().st_size > 50_000
 
 
+def test_the_report_shows_the_summary_as_it_is(undisturbed):
+    workdir, _ = undisturbed
+    page = (workdir / "report.html").read_text()
+    for name, value in json.loads((workdir / "summary.json").read_text()).items():
+        assert f">{name.replace('_', ' ')}</th><td>{terminal.shown(name, value)}<" in page, name
+
+
+def test_a_run_counts_its_own_seconds_whatever_the_process_did_before(undisturbed, tmp_path):
+    workdir = shutil.copytree(undisturbed[0], tmp_path / "run", ignore=shutil.ignore_patterns("summary.json"))
+    config, mesh = run_dir.read_config(workdir), devices.make_mesh()
+    splits = datasets.load(config)
+    started = time.perf_counter()
+    result = loop.fit(config, splits, 10, workdir, mesh, lambda: False)
+    finalize.conclude_training(config, splits, result, workdir, mesh, started)
+    spent = time.perf_counter() - started + result.train_seconds
+    assert spent < time.perf_counter() - cli.STARTED  # or this shows nothing
+    assert json.loads((workdir / "summary.json").read_text())["total_seconds"] <= spent
+
+
 def test_finished_run_prints_its_summary_and_trains_no_more(undisturbed, small):
     workdir, _ = undisturbed
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
@@ -113,7 +136,8 @@ def test_evaluate_repeats_the_recorded_score(undisturbed):
     assert "95 %" in out
     command("mnist_flax.evaluate", workdir, "--split=validation", "--checkpoint=best")
     best = max(r["accuracy"] for r in records(workdir) if r["split"] == "validation")
-    validation = json.loads((workdir / "evaluation_validation.json").read_text())
+    assert not (workdir / "evaluation_validation.json").exists()  # which is of the checkpoint that the config selects
+    validation = json.loads((workdir / "evaluation_validation_best.json").read_text())
     assert validation["accuracy"] == pytest.approx(best, abs=1e-6)
     assert (scores["checkpoint"], validation["checkpoint"]) == ("last", "best")
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from mnist_flax import report
+from mnist_flax.evaluation import metrics
 from mnist_flax.runtime import run_dir, terminal
 from mnist_flax.runtime.cli import UserError
 from tests.commands import command, refusal
@@ -62,15 +63,10 @@ def write(directory: Path, summary: dict | None = None, class_names=tuple("01234
     logits[np.arange(400), labels] += 4
     logits[:8] = -logits[:8]
     summary = summary or {"dataset": "digits", "parameters": 421_642, "train_seconds": 131.4, "device": "1 x cpu"}
-    path = report.write(
-        directory,
-        summary=summary,
-        images=rng.integers(0, 256, (400, 28, 28), dtype=np.uint8),
-        labels=labels,
-        logits=logits,
-        kernel=rng.normal(size=(3, 3, 1, 32)).astype(np.float32),
-        class_names=class_names,
-    )
+    images = rng.integers(0, 256, (400, 28, 28), dtype=np.uint8)
+    kernel = rng.normal(size=(3, 3, 1, 32)).astype(np.float32)
+    pictures = report.draw(directory, images, labels, logits, kernel, class_names)
+    path = report.write(directory, summary, metrics.evaluate_logits(logits, labels), class_names, pictures)
     assert path == directory / "report.html"
     page = Page(path.read_text(encoding="utf-8"))
     page.errors = int((logits.argmax(1) != labels).sum())

@@ -310,7 +310,7 @@ def test_a_data_dir_that_is_a_file_or_remote_is_one_line(archives, tmp_path):
     with pytest.raises(UserError) as caught:
         prepare.prepare("mnist", str(tmp_path / "file"), str(archives))
     assert "Not a directory" in one_line(caught)
-    with pytest.raises(UserError, match="gs://bucket/tfds is not a local directory"):
+    with pytest.raises(UserError, match="gs://bucket/tfds is a URL"):
         prepare.prepare("mnist", "gs://bucket/tfds", str(archives))
 
 

@@ -1,4 +1,9 @@
+import contextlib
 import io
+import os
+import pty
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -7,6 +12,7 @@ from rich.console import Console
 from mnist_flax.data import datasets
 from mnist_flax.evaluation import metrics
 from mnist_flax.runtime import terminal as progress
+from tests.commands import environment
 
 
 @pytest.fixture
@@ -46,3 +52,46 @@ def test_what_is_wider_than_the_terminal_is_folded(terminal):
     shown.add_row("r" * 100, "9" * 30)
     progress.console.print(shown)
     assert terminal.getvalue().count("r") >= 100 and terminal.getvalue().count("9") == 30
+
+
+NOISY = """
+from absl import logging
+from mnist_flax import cli, progress
+
+def main(argv):
+    with progress.bar(100, 0) as bar:
+        bar.update(50, 1, 0.5, 0.5, 1.0)
+        logging.warning("checkpoint %d is damaged", 7)
+        logging.info("preparing digits")
+        bar.line("epoch 1")
+
+cli._is_worth_showing = lambda record: True
+cli.run(main, ["noisy"])
+"""
+
+
+def on_terminal(code: str) -> str:
+    """What a terminal shows of a program, errors included."""
+    shown = b""
+    master, slave = pty.openpty()
+    variables = environment() | {"COLUMNS": "80", "TERM": "xterm"}
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=slave, stdout=slave, stderr=slave, env=variables)
+    os.close(slave)
+    with contextlib.suppress(OSError):  # of the end, on Linux
+        while part := os.read(master, 65_536):
+            shown += part
+    os.close(master)
+    assert process.wait() == 0, shown
+    return shown.decode()
+
+
+def test_log_lines_stand_above_the_bar_each_once_and_say_no_more_than_their_text():
+    lines = [line.rpartition("\x1b[2K")[2] for line in on_terminal(NOISY).split("\r\n")]
+    for text in ("warning: checkpoint 7 is damaged", "note: preparing digits", "epoch 1"):
+        assert lines.count(text) == 1, lines  # with nothing of the bar in its line
+
+
+def test_log_lines_stay_out_of_the_terminal_where_errors_go_to_a_file(tmp_path):
+    code = f"import os; os.dup2(os.open({str(tmp_path / 'log')!r}, os.O_CREAT | os.O_WRONLY), 2)\n{NOISY}"
+    assert "damaged" not in on_terminal(code)
+    assert (tmp_path / "log").read_text() == "warning: checkpoint 7 is damaged\nnote: preparing digits\n"

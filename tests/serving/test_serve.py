@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mnist_flax import serve
 from mnist_flax.data import datasets
 from mnist_flax.inference import classifier, mistakes
 from mnist_flax.runtime import run_dir
@@ -399,9 +400,37 @@ def test_it_answers_to_the_address_that_it_prints_and_to_no_stranger(host, reach
                 assert connection.getresponse().status == status, name
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_behind_a_proxy_it_answers_to_the_names_that_are_allowed_and_to_no_other(host, digits_run):
+    with running(digits_run, f"--host={host}", "--allowed_hosts=Digits.example,2001:DB8::1,b") as server:
+        for name, status in (
+            *(("digits.example", 200), ("digits.example:443", 200), ("[2001:db8::1]", 200), ("b", 200)),
+            *(("127.0.0.1", 200), ("localhost", 200)),
+            *(("evil.example", 421), ("digits.example.evil", 421), ("www.digits.example", 421), ("example", 421)),
+            *(("192.0.2.1", 421), ("digits.example,evil", 421), ("", 421)),
+        ):
+            assert server.ask("GET", "/healthz", Host=name).status == status, name
+        page = {"Host": "digits.example", "Origin": "https://digits.example"}
+        digit = json.dumps(SEVEN).encode()
+        assert server.ask("POST", "/api/predict", digit, "application/json", **page).status == 200
+        page["Origin"] = "https://evil.example"
+        assert server.ask("POST", "/api/predict", digit, "application/json", **page).status == 403
+
+
+def test_a_server_that_is_open_without_names_answers_to_all_and_with_names_to_those():
+    assert serve.names("0.0.0.0", []) is None and serve.names("192.0.2.1", []) is None
+    assert "evil.example" not in serve.names("192.0.2.1", ["a.example"])
+    assert serve.names("my.host", ["a.example"]) == ["my.host", "a.example"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["{run}", "--allowed_hosts=https://a.example"], "'https://a.example' is not the name of a host"),
+        (["{run}", "--allowed_hosts=a.example:443"], "'a.example:443' is not the name of a host"),
+        (["{run}", "--allowed_hosts=*"], "'*' is not the name of a host"),
+        (["{run}", "--allowed_hosts=a,,b"], "'' is not the name of a host"),
+        (["{run}", "--allowed_hosts="], "--allowed_hosts= names nothing"),
         ([], "name one run directory"),
         (["{nowhere}"], "is no run directory"),
         (["{run}", "--port=70000"], "port"),

@@ -20,7 +20,7 @@ def state(step):
     return {"kernel": jax.random.normal(key, (64, 32)), "step": jnp.int32(step), "empty": {}}
 
 
-ABSTRACT = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state(0))
+ABSTRACT = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state(0))
 
 
 def save(directory, accuracies, keep=2):
@@ -172,3 +172,16 @@ def test_full_disk_is_reported_in_one_line_and_leaves_what_was_saved(tmp_path):
         assert equal(checkpoint.load(tmp_path / "run", "last", ABSTRACT)[0], state(1))
     finally:
         subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+def test_a_checkpoint_of_arrays_on_devices_as_earlier_versions_saved_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "device_get", lambda tree: tree)
+    save(tmp_path, [0.1])
+    monkeypatch.undo()
+    assert (tmp_path / "1" / "state" / "_sharding").exists()
+    assert equal(checkpoint.load(tmp_path, "last", ABSTRACT)[0], state(1))
+    checkpoints = checkpoint.Checkpoints(tmp_path, 2)
+    assert equal(checkpoints.restore_latest(lambda: ABSTRACT)[0], state(1))
+    checkpoints.save(2, state(2), {}, 0.2)
+    checkpoints.close()
+    assert equal(checkpoint.load(tmp_path, "last", ABSTRACT)[0], state(2))
