@@ -1,6 +1,5 @@
 """Trains a model as a config says: `python -m mnist_flax.main --config=configs/default.py [--workdir=DIR]`."""
 
-import contextlib
 import shlex
 import sys
 from pathlib import Path
@@ -36,31 +35,13 @@ def main(argv: list[str]) -> int:
             return 0
 
         stop = cli.Stop(farewell)
-        from mnist_flax.data import datasets
         from mnist_flax.runtime import devices
-        from mnist_flax.training import finalize, loop
+        from mnist_flax.training.train import train
 
-        mesh = devices.make_mesh()
-        devices.check_batch(config, mesh)
-        splits = datasets.load(config)
         devices.keep_compiled_programs()
-        with run_dir.claim(directory) if is_first else contextlib.nullcontext():
-            if is_first:
-                if finished := run_dir.read_finished(directory, config):  # another process may have come first
-                    terminal.print_summary(finished)
-                    return 0
-                if earlier := run_dir.extend(directory, config):
-                    terminal.console.print(
-                        f"going on from {earlier} to {config.num_epochs} epochs; results so far are kept in "
-                        f"after_{earlier}_epochs, and the test split is scored again at the end"
-                    )
-                run_dir.write_config(directory, config, devices.describe(mesh))
-            stop.can_wait = True
-            result = loop.fit(config, splits, len(datasets.CLASS_NAMES[config.dataset]), directory, mesh, stop)
-            if result.finished:
-                if not _TRAIN_ONLY.value:
-                    finalize.conclude_training(config, splits, result, directory, mesh, cli.STARTED)
-                return 0
+        score, started = not _TRAIN_ONLY.value, cli.STARTED
+        if train(config, directory, stop=stop, score=score, console=terminal.console, started=started):
+            return 0
     if is_first:
         print(farewell)
     return 0

@@ -162,11 +162,7 @@ def show_summary(directory: Path) -> None:
     """Reads summary.json, prints it, and shows it in a report and to the server's page."""
     summary = run_dir.read_summary(directory)
     assert summary is not None
-    before, terminal.console = terminal.console, Console(file=io.StringIO(), markup=False)
-    try:
-        terminal.print_summary(summary)
-    finally:
-        terminal.console = before
+    terminal.print_summary(summary, Console(file=io.StringIO(), markup=False))
     report.page("run", summary, SCORES, classifier.DIGITS, {}, {}).encode(errors="backslashreplace")
     json.dumps(summary, ensure_ascii=False).encode()  # as a terminal would have it
     json.dumps({"test_accuracy": summary.get("test_accuracy")}, allow_nan=False)

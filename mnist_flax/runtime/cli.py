@@ -48,8 +48,8 @@ class RunError(RuntimeError):
 class Stop:
     """Whether SIGTERM or SIGINT came. The first asks training to stop after the step; a second ends the process.
 
-    Until there is something to save (`can_wait`), the first ends the process too: with `farewell` printed and status 0
-    if there is one, else by KeyboardInterrupt.
+    Until there is something to save (`can_wait`, from the first time that it is asked), the first ends the process
+    too: with `farewell` printed and status 0 if there is one, else by KeyboardInterrupt.
     """
 
     def __init__(self, farewell: str = "") -> None:
@@ -75,6 +75,7 @@ class Stop:
         os._exit(0)
 
     def __call__(self) -> bool:
+        self.can_wait = True
         return self.requested
 
 

@@ -1,6 +1,7 @@
 """What a person sees of a run: a parameter table, a live bar in a terminal, a plain line an epoch elsewhere."""
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from rich.table import Column, Table
 # Rich would cut tables in files and pipes to 80 columns.
 _WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
 console = Console(highlight=False, soft_wrap=True, markup=False, width=_WIDTH)  # names of runs are no markup
+QUIET = Console(file=io.StringIO(), quiet=True)  # of calls in Python, which show nothing
 
 
 def table(*headings: str, title: str | None = None, **options: Any) -> Table:
@@ -24,7 +26,7 @@ def table(*headings: str, title: str | None = None, **options: Any) -> Table:
     return Table(*columns, title=title, title_justify="left", **options)
 
 
-def print_parameters(params: dict) -> int:
+def print_parameters(params: dict, console: Console = console) -> int:
     """Prints name, shape and size of every parameter; gives their number."""
     import jax
 
@@ -43,8 +45,8 @@ def print_parameters(params: dict) -> int:
 class Bar:
     """Progress over all steps of a run, with the latest metrics beside it."""
 
-    def __init__(self, progress: Progress | None, task):
-        self._progress, self._task = progress, task
+    def __init__(self, console: Console, progress: Progress | None = None, task=None):
+        self._console, self._progress, self._task = console, progress, task
 
     def update(self, step: int, epoch: int, loss: float, accuracy: float, images_per_second: float) -> None:
         if self._progress:
@@ -53,24 +55,24 @@ class Bar:
 
     def line(self, text: str) -> None:
         """A line that stays, above the bar."""
-        (self._progress.console if self._progress else console).print(text)
+        self._console.print(text)
 
 
 @contextlib.contextmanager
-def bar(total_steps: int, first_step: int) -> Iterator[Bar]:
-    """A live bar while the context lasts, if standard output is a terminal."""
+def bar(total_steps: int, first_step: int, console: Console = console) -> Iterator[Bar]:
+    """A live bar while the context lasts, if the console is a terminal."""
     if not console.is_terminal:
-        yield Bar(None, None)
+        yield Bar(console)
         return
     # All of it fits into 80 characters, the bar getting what is left.
     metrics = TextColumn("{task.fields[metrics]}")
     columns = BarColumn(bar_width=None), TextColumn("{task.percentage:.0f}%"), TimeRemainingColumn(), metrics
     to_terminal = sys.stderr.isatty()  # what goes to a file stays there
     with Progress(*columns, console=console, expand=True, redirect_stderr=to_terminal) as progress:
-        yield Bar(progress, progress.add_task("", total=total_steps, completed=first_step, metrics=""))
+        yield Bar(console, progress, progress.add_task("", total=total_steps, completed=first_step, metrics=""))
 
 
-def print_summary(summary: dict) -> None:
+def print_summary(summary: dict, console: Console = console) -> None:
     """Prints the summary of a finished run, one field a row."""
     fields = table("", "", show_header=False)
     fields.columns[1].justify = "left"

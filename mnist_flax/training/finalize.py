@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from rich.console import Console
 
 from mnist_flax import report
 from mnist_flax.data import datasets
@@ -19,8 +20,14 @@ from mnist_flax.training.loop import Result
 from mnist_flax.training.state import abstract_state, hyperparameters
 
 
-def conclude_training(
-    config: ConfigDict, splits: datasets.Splits, result: Result, directory: Path, mesh: Mesh, started: float
+def finalize_training(
+    config: ConfigDict,
+    splits: datasets.Splits,
+    result: Result,
+    directory: Path,
+    mesh: Mesh,
+    started: float,
+    console: Console,
 ) -> None:
     """`finalize` of the model that `config.checkpoint.select` names; prints the summary."""
     num_classes = len(datasets.CLASS_NAMES[config.dataset])
@@ -42,12 +49,12 @@ def conclude_training(
     if earlier := run_dir.test_scorings(directory):
         about["test_scorings"] = earlier + 1
     started -= result.earlier_seconds
-    summary = conclude(network, state.variables(), config, splits, directory, mesh, about, started)
+    summary = finalize(network, state.variables(), config, splits, directory, mesh, about, started, console)
     if distributed.is_first():
-        terminal.print_summary(summary)
+        terminal.print_summary(summary, console)
 
 
-def conclude(
+def finalize(
     network: cnn.CNN | cnn.Ensemble,
     variables: dict[str, Any],
     config: ConfigDict,
@@ -56,6 +63,7 @@ def conclude(
     mesh: Mesh,
     about: Mapping[str, Any],
     started: float,
+    console: Console,
     also: Sequence[str] = ("train", "validation"),
 ) -> dict[str, Any]:
     """Scores a network, the test split first; writes figures, report and, last of all, summary.json, which it gives.
@@ -83,7 +91,7 @@ def conclude(
     test = metrics.evaluate_logits(test_logits, splits.test.labels)
     test_seconds = time.perf_counter() - started
     shown = f"test accuracy {test['accuracy']:.2%} ({test['errors']} errors in {test['examples']:,})"
-    terminal.console.print(f"{shown} after {test_seconds:.1f} s")
+    console.print(f"{shown} after {test_seconds:.1f} s")
     accuracy = {
         name: metrics.evaluate_logits(split_logits(split), split.labels)["accuracy"]
         for name in also

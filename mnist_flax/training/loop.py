@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
+from rich.console import Console
 
 from mnist_flax.data import datasets
 from mnist_flax.data.feed import Block, make_feed
@@ -55,7 +56,13 @@ class _Programs(NamedTuple):
 
 
 def fit(
-    config: ConfigDict, splits: datasets.Splits, num_classes: int, directory: Path, mesh: Mesh, stop: Callable[[], bool]
+    config: ConfigDict,
+    splits: datasets.Splits,
+    num_classes: int,
+    directory: Path,
+    mesh: Mesh,
+    stop: Callable[[], bool],
+    console: Console = terminal.QUIET,
 ) -> Result:
     """Trains until the config says so or `stop()` does, from the newest checkpoint in `directory` if there is one.
 
@@ -67,14 +74,15 @@ def fit(
       UserError: the run was begun by a version that recorded other things.
       RunError: the loss became NaN or infinite, or a checkpoint could not be written.
     """
+    stop()  # from here on a signal waits until there is something to save
     steps_per_epoch = len(splits.train.labels) // config.batch_size
     total_steps = steps_per_epoch * config.num_epochs
     checkpoints = checkpoint.Checkpoints(directory / run_dir.CHECKPOINTS, config.checkpoint.keep)
     state, extra = _start(config, num_classes, checkpoints, mesh)
     step = first_step = int(state.step)
-    parameters = terminal.print_parameters(state.params)
+    parameters = terminal.print_parameters(state.params, console)
     if step:
-        terminal.console.print(f"resuming after step {step:,} of {total_steps:,}")
+        console.print(f"resuming after step {step:,} of {total_steps:,}")
     if "metrics" not in extra:
         raise UserError(f"{directory} was begun by an earlier version: finish it with that one, or train in another")
     earlier_seconds = extra["train_seconds"]
@@ -89,12 +97,13 @@ def fit(
     vote = distributed.Vote(mesh)
     limit = _CALL_STEPS
     block = feed(step, limit)
-    state, compile_seconds = _compile(programs, state, block, mesh)
+    state, compile_seconds = _compile(programs, state, block)
+    console.print(f"compiled in {compile_seconds:.1f} s for {mesh.size} x {devices.describe(mesh)['kind']}")
 
     pending: _Epoch | None = None
     previous: dict[str, Any] | None = None  # metrics of the call before
     ended = stopping = False
-    with terminal.bar(total_steps, step) as bar:
+    with terminal.bar(total_steps, step, console) as bar:
         log = _Log(config, metrics, checkpoints, earlier_seconds, steps_per_epoch, step, bar)
         while step < total_steps and not stopping:
             state, last = programs.train_steps(state, block)
@@ -141,7 +150,7 @@ def _make_programs(
     )
 
 
-def _compile(programs: _Programs, state: TrainState, block: Block, mesh: Mesh) -> tuple[TrainState, float]:
+def _compile(programs: _Programs, state: TrainState, block: Block) -> tuple[TrainState, float]:
     """The same state, and the seconds that compiling took: training is timed without them."""
     started = time.perf_counter()
     state, _ = programs.train_steps(state, block._replace(start=0, stop=0))  # compiles, runs no step
@@ -149,9 +158,7 @@ def _compile(programs: _Programs, state: TrainState, block: Block, mesh: Mesh) -
     programs.validate(copy)
     # What a device prepares before it first takes a step is no training either: this one is from a copy.
     jax.block_until_ready(programs.train_steps(copy, block._replace(start=0, stop=1)))
-    seconds = time.perf_counter() - started
-    terminal.console.print(f"compiled in {seconds:.1f} s for {mesh.size} x {devices.describe(mesh)['kind']}")
-    return state, seconds
+    return state, time.perf_counter() - started
 
 
 def _end_epoch(programs: _Programs, state: TrainState, metrics: dict[str, Any]) -> _Epoch:
