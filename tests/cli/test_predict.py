@@ -6,11 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+from mnist_flax.experiments.benchmarks import form_generator
 from PIL import Image
 
 from mnist_flax.data import datasets
 from mnist_flax.runtime import run_dir
-from tests import forms
 from tests.commands import ROOT, command, environment, refusal, start
 
 
@@ -125,7 +125,7 @@ def test_calibration_is_kept_and_made_anew_for_other_parameters(digits_run, fold
 
 
 def test_json_says_where_and_how_sure(digits_run, folder, split, tmp_path):
-    form = forms.draw(split, np.random.default_rng(0), paper="plain", lines=2, numbers=2)
+    form = form_generator.draw(split, np.random.default_rng(0), paper="plain", lines=2, numbers=2)
     path = tmp_path / "form.tif"
     Image.fromarray(form.image).save(path)
     done = predict(digits_run, path, folder / "notes.txt", "--layout=page", "--json", status=1)
@@ -143,7 +143,7 @@ def test_json_says_where_and_how_sure(digits_run, folder, split, tmp_path):
 
 
 def test_annotated_copies(digits_run, folder, split, tmp_path):
-    form = forms.draw(split, np.random.default_rng(0), paper="ruled", lines=2, numbers=2)
+    form = form_generator.draw(split, np.random.default_rng(0), paper="ruled", lines=2, numbers=2)
     for place in ("a", "b"):
         (tmp_path / place).mkdir()
         Image.fromarray(form.image).save(tmp_path / place / "form.png")

@@ -15,13 +15,14 @@ import openapi_spec_validator
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mnist_flax.experiments.benchmarks import form_generator
 from PIL import Image
 
 from mnist_flax.data import datasets
 from mnist_flax.inference import classifier, mistakes
 from mnist_flax.runtime import run_dir
 from mnist_flax.serving import json_api
-from tests import forms, strokes
+from tests import strokes
 from tests.commands import command, finish, refusal
 from tests.server import Server, launch, running
 
@@ -41,8 +42,8 @@ def test_split(digits_run):
 
 
 @pytest.fixture(scope="module")
-def form(test_split) -> forms.Form:
-    return forms.draw(test_split, np.random.default_rng(1), paper="ruled", lines=2)
+def form(test_split) -> form_generator.Form:
+    return form_generator.draw(test_split, np.random.default_rng(1), paper="ruled", lines=2)
 
 
 def png(levels: np.ndarray, kind: str = "PNG") -> bytes:
