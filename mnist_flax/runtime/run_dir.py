@@ -341,7 +341,7 @@ def read_text(path: Path) -> str:
         content = file.read(MOST_JSON + 1)
     if len(content) > MOST_JSON:
         raise ValueError(f"it is larger than {MOST_JSON:,} bytes")
-    return content.decode()
+    return content.decode("utf-8-sig")  # editors may begin a file with a byte-order mark
 
 
 def _version(package: str) -> str | None:

@@ -51,6 +51,16 @@ def test_one_digit(digits_run, folder):
     assert done.stderr == ""
 
 
+def predict_listed(run_directory, listing: bytes, **variables: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "mnist_flax.predict", run_directory, "-"],
+        input=listing,
+        capture_output=True,
+        cwd=ROOT,
+        env=environment(**variables),
+    )
+
+
 @pytest.mark.parametrize("ways", ["directory", "list", "both"])
 def test_directories_and_lists(digits_run, folder, ways):
     names = f"{folder / '3.png'}\n\n{folder / '7.png'}\n"
@@ -70,14 +80,16 @@ def test_directories_and_lists(digits_run, folder, ways):
 
 def test_listed_names_may_be_any_bytes(digits_run, folder, tmp_path):
     name = bytes(shutil.copy(folder / "3.png", tmp_path / os.fsdecode(b"caf\xe9.png")))
-    done = subprocess.run(
-        [sys.executable, "-m", "mnist_flax.predict", digits_run, "-"],
-        input=name + b"\n",
-        capture_output=True,
-        cwd=ROOT,
-        env=environment(PYTHONIOENCODING="utf-8:strict"),
-    )
+    done = predict_listed(digits_run, name + b"\n", PYTHONIOENCODING="utf-8:strict")
     assert done.stdout.startswith(name + b": 3 ("), done.stderr
+
+
+def test_lists_may_begin_with_a_byte_order_mark(digits_run, folder):
+    """And end lines as Windows does; in UTF-16 they are refused, whatever names come first."""
+    done = predict_listed(digits_run, f"{folder / '3.png'}\r\n{folder / '7.png'}\r\n".encode("utf-8-sig"))
+    assert [line.rpartition(b": ")[2][:1] for line in done.stdout.splitlines()] == [b"3", b"7"], done.stderr
+    done = predict_listed(digits_run, f"{folder / '3.png'}\n".encode("utf-16"))
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1) and b"UTF-8" in done.stderr
 
 
 def test_a_reader_that_has_seen_enough_ends_it(digits_run, folder):
