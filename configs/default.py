@@ -25,14 +25,11 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.channels = (32, 64, 64)  # features of each layer
     config.model.kernel_sizes = (3,)  # pixels, square
-    config.model.strides = (1,)  # of the convolution, along both axes
-    config.model.pool_sizes = (2, 2, 1)  # window and stride of the pooling after each layer; 1 is none
+    config.model.pool_sizes = (2, 2, 1)  # window and stride of the maxima after each layer; 1 is none
     config.model.padding = "SAME"  # SAME or VALID
-    config.model.pooling = "max"  # max or avg
     config.model.batch_norm = False  # after each convolution, before the ReLU
     config.model.batch_norm_momentum = 0.9  # of the running mean and variance
     config.model.logits_batch_norm = False  # on the logits (An et al. 2020)
-    config.model.conv_dropout_rate = 0.0  # after each convolutional layer
     config.model.head = "flatten"  # flatten or average (global average pooling)
     config.model.dense = (128,)  # widths of the hidden dense layers, () for none
     config.model.dropout_rate = 0.4  # after each hidden dense layer
@@ -43,9 +40,8 @@ def get_config() -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.name = "adam"  # adam, adamw, sgd, lion or muon
     config.optimizer.learning_rate = 2e-3  # peak of the schedule
-    config.optimizer.schedule = "cosine"  # constant, exponential, cosine or one_cycle
+    config.optimizer.schedule = "cosine"  # constant, cosine or one_cycle
     config.optimizer.warmup_epochs = 1.0  # linear warm-up of any schedule; rising part of one_cycle
-    config.optimizer.decay_rate = 0.95  # factor an epoch, of exponential
     config.optimizer.final_scale = 0.01  # learning rate after the last step over the peak, of cosine and one_cycle
     config.optimizer.b1 = 0.9  # adam, adamw, lion, and biases of muon
     config.optimizer.b2 = 0.999  # likewise
@@ -64,9 +60,6 @@ def get_config() -> ConfigDict:
     config.augment.shift = 2.0  # pixels, uniform in +-shift along each axis
     config.augment.zoom = 0.15  # scale, uniform in 1 +- zoom
     config.augment.shear = 0.2  # tangent of the shear angle, uniform in +-shear
-    config.augment.elastic_alpha = 0.0  # pixels of displacement before smoothing (Simard et al. 2003)
-    config.augment.elastic_sigma = 4.0  # pixels, width of the smoothing
-    config.augment.cutout = 0.0  # pixels, side of a square set to the background (DeVries and Taylor 2017)
     config.augment.filter = 0.0  # largest share of a random 5 x 5 filter's answer mixed in (Xu et al. 2021)
     config.augment.strokes = 0.0  # pixels, half the largest width of up to four lines drawn over the digit
     config.augment.invert = 0.0  # largest amount by which a rectangle, or all around it, is inverted; 1 is wholly
@@ -75,7 +68,7 @@ def get_config() -> ConfigDict:
     config.augment.specks = 0.0  # largest share of the pixels replaced by any grey
     config.augment.probability = 0.15  # of each of the kinds from filter to specks, for each example
     config.augment.final_epochs = 0.0  # the last epochs, in which augmentation is weaker: 0 is none
-    config.augment.final_scale = 0.3  # of all of the above there, but elastic_sigma
+    config.augment.final_scale = 0.3  # of all of the above there
 
     # Training
     config.num_epochs = 15  # passes over the training examples

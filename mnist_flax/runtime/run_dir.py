@@ -207,7 +207,7 @@ def read_recorded(directory: Path) -> dict[str, Any]:
 def _config(directory: Path, fields: Mapping[str, Any]) -> ConfigDict:
     path, config = directory / "config.json", config_lib.default_config()
     try:
-        values = config_lib.flatten(fields)
+        values = config_lib.without_removed(config_lib.flatten(fields))
         for key, default in config_lib.flatten(config).items():
             if isinstance(default, tuple) and isinstance(values.get(key), list):
                 values[key] = tuple(values[key])

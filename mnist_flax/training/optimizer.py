@@ -23,9 +23,9 @@ def make_schedule(
 ) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
     """Learning rate as a function of the number of updates done.
 
-    `constant`, `exponential` (times `decay_rate` an epoch, continuously) and `cosine` (Loshchilov and Hutter
-    2017: to `final_scale` of the peak, after the last step) rise linearly over `warmup_epochs`. `one_cycle` (Smith and
-    Topin 2018) rises along a cosine from 1/25 of the peak over `warmup_epochs`, then falls along one.
+    `constant` and `cosine` (Loshchilov and Hutter 2017: to `final_scale` of the peak, after the last step) rise
+    linearly over `warmup_epochs`. `one_cycle` (Smith and Topin 2018) rises along a cosine from 1/25 of the peak over
+    `warmup_epochs`, then falls along one.
     """
     peak, final = hyper["optimizer.learning_rate"], hyper["optimizer.final_scale"]
 
@@ -39,8 +39,6 @@ def make_schedule(
         match name:
             case "constant":
                 scale = rise
-            case "exponential":
-                scale = rise * jnp.power(hyper["optimizer.decay_rate"], step / steps_per_epoch)
             case "cosine":
                 scale = rise * falling_cosine
             case "one_cycle":

@@ -28,10 +28,6 @@ def test_schedules_are_those_of_optax(peak, warmup, final):
     theirs = optax.warmup_cosine_decay_schedule(0.0 if steps else peak, peak, steps, TOTAL, peak * final)
     np.testing.assert_allclose(mine, jax.vmap(theirs)(jnp.arange(TOTAL)), rtol=2e-4, atol=1e-8)
 
-    mine = schedule("exponential", learning_rate=peak, warmup_epochs=0.0, decay_rate=0.9)
-    theirs = optax.exponential_decay(peak, STEPS, 0.9)
-    np.testing.assert_allclose(mine, jax.vmap(theirs)(jnp.arange(TOTAL)), rtol=1e-5)
-
     if steps and final:
         mine = schedule("one_cycle", learning_rate=peak, warmup_epochs=warmup, final_scale=final)
         theirs = optax.cosine_onecycle_schedule(TOTAL, peak, steps / TOTAL, 25, 1 / (25 * final))
