@@ -3,7 +3,7 @@
 Draws forms from the test split's digits (form_generator.py), clean and degraded, on plain, ruled, boxed and squared
 paper, and some whose digits touch, reads them as pages, and prints shares with 95 % intervals. A digit is read if the
 answer at its place is right; `?` and digits that were not found count against it. A number is read if all its digits
-are, and nothing else was taken for a part of it.
+are, and nothing else was taken for a part of it. It takes about 2 minutes on 2 cores.
 """
 
 from typing import NamedTuple

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,15 @@ def test_one_digit(digits_run, folder):
     for line, digit in zip(lines, (7, 3), strict=True):
         assert line.startswith(f"{folder / f'{digit}.png'}: {digit} (")
     assert done.stderr == ""
+
+
+def test_the_form_of_the_readme_is_read(digits_run):
+    """Drawn by `form_generator` from test digits of this dataset, like those that a newcomer's first run knows."""
+    readme = (ROOT / "README.md").read_text()
+    ((name, layout, lines),) = re.findall(r"mnist_flax\.predict RUN (docs/\S+) (--layout=page) +# (.*)", readme)
+    out = predict(digits_run, name, layout, "--threshold=0").stdout
+    assert out.splitlines() == [f"{name}:", *lines.split(", ")]
+    assert f"@{name} " in readme  # the request to the server
 
 
 def predict_listed(run_directory, listing: bytes, **variables: str) -> subprocess.CompletedProcess:
