@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _CONFIG, _ARGUMENTS = config_lib.define_flag()
 _FIGURE = flags.DEFINE_string("figure", "augmentations.png", "where the figure is written")
-_GEOMETRIC = ("rotation", "shift", "zoom", "shear", "elastic_alpha", "elastic_sigma")
 _TRAINED = 3  # rows
 
 Images = Float[np.ndarray, "examples 28 28"]
@@ -33,7 +32,7 @@ def rows(images: Images, fields: dict[str, float], seed: int) -> dict[str, Image
     """What becomes of images in [0, 1], by the name of the row; `fields` are those of config.augment that are not 0."""
     import jax
 
-    from mnist_flax.training.augment import KINDS, augment
+    from mnist_flax.training.augment import KINDS, MOVES, augment
 
     def drawn(strength: dict[str, float], number: int) -> Images:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), len(images))
@@ -41,10 +40,9 @@ def rows(images: Images, fields: dict[str, float], seed: int) -> dict[str, Image
 
     strength = {kind: fields[kind] for kind in KINDS if kind in fields}
     found = {"as it is": images}
-    moved = {kind: strength[kind] for kind in _GEOMETRIC if kind in strength}
-    if moved.keys() - {"elastic_sigma"}:
+    if moved := {kind: strength[kind] for kind in MOVES if kind in strength}:
         found["moved"] = drawn(moved, 0)
-    for number, kind in enumerate(kind for kind in strength if kind not in (*_GEOMETRIC, "probability")):
+    for number, kind in enumerate(kind for kind in strength if kind not in (*MOVES, "probability")):
         found[kind] = drawn({kind: strength[kind], "probability": 1.0}, 1 + number)
     for number in range(_TRAINED):
         found[f"in training{' ' * number}"] = drawn(strength, 100 + number)

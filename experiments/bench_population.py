@@ -97,7 +97,7 @@ def torch_worker(url: str) -> None:
     def scale(step: int) -> float:
         fall = (1 + np.cos(np.pi * max(0, step - warmup) / max(1, steps - warmup))) / 2
         final = config.optimizer.final_scale
-        return min(step / warmup, 1) * (final + (1 - final) * fall)
+        return min((step + 1) / warmup, 1) * (final + (1 - final) * fall)
 
     def objective(trial) -> float:
         torch.manual_seed(0)

@@ -49,11 +49,12 @@ def command_starts(directory: str, picture: Path) -> list[float]:
 
 
 def page_of(digits, count: int):
-    """A form (see `tests.forms`) of at least `count` digits, in as few lines of six numbers as it takes."""
-    from tests import forms
+    """A form (see `form_generator`) of at least `count` digits, in as few lines of six numbers as it takes."""
+    from mnist_flax.experiments.benchmarks import form_generator
 
     drawings = (
-        forms.draw(digits, np.random.default_rng(0), lines=lines, numbers=6) for lines in itertools.count(count // 20)
+        form_generator.draw(digits, np.random.default_rng(0), lines=lines, numbers=6)
+        for lines in itertools.count(count // 20)
     )
     return next(drawn for drawn in drawings if len(drawn.boxes) >= count)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from mnist_flax.runtime import cli, run_dir
+from mnist_flax.runtime import cli, run_dir, terminal
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the ensemble; a new one under runs/ if not given.")
 _DISJOINT = flags.DEFINE_integer(
@@ -128,7 +128,16 @@ def make(directory: Path, members: Sequence[Member], started: float) -> dict[str
         }
         # The training split would take longer than all the rest; `evaluate --split=train` scores it.
         return finalize.finalize(
-            ensemble.model, variables, config, splits, directory, mesh, about, started, terminal.console, also=("validation",)
+            ensemble.model,
+            variables,
+            config,
+            splits,
+            directory,
+            mesh,
+            about,
+            started,
+            terminal.console,
+            also=("validation",),
         )
 
 
@@ -167,7 +176,7 @@ def main(argv: list[str]) -> None:
     directory = Path(_WORKDIR.value or run_dir.new_directory("ensemble"))
     print(directory, flush=True)
     check_directory(directory, paths)
-    from mnist_flax.runtime import devices, terminal
+    from mnist_flax.runtime import devices
 
     devices.keep_compiled_programs()
     summary = run_dir.read_summary(directory)

@@ -3,6 +3,7 @@
 FILE is an image, a directory of images, or `-` for a list of names on standard input.
 """
 
+import codecs
 import itertools
 import json
 import os
@@ -34,14 +35,25 @@ class Item(NamedTuple):
     error: str = ""
 
 
-def image_names(arguments: Sequence[str], listing: Iterable[str]) -> Iterator[Item]:
-    """The images that arguments name: files, images right in a directory, and for `-` the lines of `listing`."""
+def listed_names(content: bytes) -> list[str]:
+    """The names of a list, one a line, each of any bytes; a byte-order mark may come first.
+
+    Raises:
+      UserError: it is in UTF-16, or no list.
+    """
+    if b"\0" in content:
+        raise cli.UserError("the list on standard input holds zero bytes: give a name a line, in UTF-8 (not UTF-16)")
+    lines = os.fsdecode(content.removeprefix(codecs.BOM_UTF8)).split("\n")
+    return [name for line in lines if (name := line.rstrip("\r")) not in ("", "-")]
+
+
+def image_names(arguments: Sequence[str], listed: Sequence[str]) -> Iterator[Item]:
+    """The images that arguments name: files, images right in a directory, and for `-` those of `listed`."""
     from mnist_flax.ocr.decode import EXTENSIONS
 
     for argument in arguments:
         if argument == "-":
-            names = (line.rstrip("\r\n") for line in listing)
-            yield from image_names([name for name in names if name and name != "-"], ())
+            yield from image_names(listed, ())
             continue
         try:
             path, paths = Path(argument), [argument]
@@ -124,7 +136,8 @@ def main(argv: list[str]) -> int:
     page_reader.require_packages()
     layout = _LAYOUT.value
     directory = Path(_ANNOTATE.value) if _ANNOTATE.value else None
-    items: Iterable[Item] = image_names(argv[2:], sys.stdin)
+    listed = listed_names(sys.stdin.buffer.read()) if "-" in argv and sys.stdin else []
+    items: Iterable[Item] = image_names(argv[2:], listed)
     if directory:
         items = list(items)  # all of them, before a copy is written
         check_apart(items, directory)

@@ -27,7 +27,7 @@ FIELDS = {
     "model.dropout_rate": 0.2,
     "optimizer.learning_rate": 0.01,
     "optimizer.accumulate_steps": 2,
-    "augment.cutout": 4.0,
+    "augment.strokes": 1.0,
     **{f"augment.{name}": 0.0 for name in ("rotation", "shift", "zoom", "shear")},  # quick to compile
 }
 

@@ -30,8 +30,8 @@ from mnist_flax.runtime import cli, run_dir
 EPOCHS = 12
 FIELDS = {
     "model.channels": "(4,)",
-    "model.dense": "()",
-    "model.conv_dropout_rate": 0.1,
+    "model.dense": "(4,)",
+    "model.dropout_rate": 0.1,
     "model.compute_dtype": "float32",
     "augment.rotation": 0.0,
     "augment.shift": 0.0,

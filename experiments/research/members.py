@@ -37,10 +37,7 @@ _OWN = ("seed", "num_epochs", "train_examples")  # besides the continuous fields
 _UNUSED = ("feed", "checkpoint.keep")
 # Off costs less than a strength of 0, so whether these are on decides the program; each entry is one piece of work.
 _WORK = (
-    ("model.conv_dropout_rate",),
     tuple(f"augment.{kind}" for kind in augment.MOVES),
-    ("augment.elastic_alpha",),
-    ("augment.cutout",),
     tuple(f"augment.{kind}" for kind in photometric.KINDS),
 )
 

@@ -23,22 +23,19 @@ _he_normal = nn.initializers.he_normal()  # He et al. 2015, for layers that a Re
 
 
 class CNN(nn.Module):
-    """Convolutional layers (convolution, batch norm, ReLU, pooling, dropout), hidden dense layers, logits.
+    """Convolutional layers (convolution, batch norm, ReLU, maxima), hidden dense layers with dropout, logits.
 
-    Fields are those of `config.model`. Rates may be traced; whether there is dropout at all may not.
+    Fields are those of `config.model`. The rate may be traced; whether there is dropout at all may not.
     """
 
     num_classes: int
     channels: tuple[int, ...]
     kernel_sizes: tuple[int, ...]
-    strides: tuple[int, ...]
     pool_sizes: tuple[int, ...]
     padding: str
-    pooling: str
     batch_norm: bool
     batch_norm_momentum: Any
     logits_batch_norm: bool
-    conv_dropout_rate: Any  # None is no dropout
     head: str
     dense: tuple[int, ...]
     dropout_rate: Any  # None is no dropout
@@ -52,41 +49,31 @@ class CNN(nn.Module):
     ) -> Float[Array, "batch classes"]:
         """Logits in float32 of images in [0, 1]. With `dropout_keys`, one an example, in training mode."""
         train = dropout_keys is not None
-        layer = 0  # number of the dropout layer, which its keys are derived from
-
-        def dropout(x, rate, batch_position):
-            nonlocal layer
-            layer += 1
-            if rate is None or dropout_keys is None:
-                return x
-            keys = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, layer)
-            return drop(keys, x, rate, batch_position)
-
         channel_axis = conv.CHANNEL_AXIS[self.impl]
         x = conv.to_internal(images[..., None].astype(self.compute_dtype), self.impl)
-        for i, (features, kernel_size, stride, pool_size) in enumerate(
-            zip(self.channels, self.kernel_sizes, self.strides, self.pool_sizes, strict=True)
+        for i, (features, kernel_size, pool_size) in enumerate(
+            zip(self.channels, self.kernel_sizes, self.pool_sizes, strict=True)
         ):
             in_features = x.shape[channel_axis]
             shape = (kernel_size, kernel_size, in_features, features)
             kernel = self.param(f"conv{i}_kernel", _he_normal, shape)
-            window: dict[str, Any] = {"stride": stride, "padding": self.padding, "impl": self.impl}
             if self.batch_norm:
-                x = conv.conv(x, kernel, **window)
+                x = conv.conv(x, kernel, padding=self.padding, impl=self.impl)
                 self.sow("intermediates", f"conv{i}", x)  # nothing, unless debug.py asks
                 x = BatchNorm(self.batch_norm_momentum, self.batch_axis, self.impl, name=f"norm{i}")(x, train)
-                x = conv.relu_pool(x, pool_size, self.pooling, self.impl)
+                x = conv.relu_pool(x, pool_size, self.impl)
             else:
                 bias = self.param(f"conv{i}_bias", nn.initializers.zeros, (features,))
-                x = conv.conv_bias_relu_pool(x, kernel, bias, pool_size=pool_size, pooling=self.pooling, **window)
+                x = conv.conv_bias_relu_pool(x, kernel, bias, padding=self.padding, pool_size=pool_size, impl=self.impl)
                 self.sow("intermediates", f"conv{i}", x)
-            x = dropout(x, self.conv_dropout_rate, 3 - channel_axis)
 
         x = conv.from_internal(x, self.impl).mean((1, 2)) if self.head == "average" else conv.flatten(x, self.impl)
         dense = partial(nn.Dense, dtype=self.compute_dtype, dot_general=partial(conv.dense, impl=self.impl))
         for i, features in enumerate(self.dense):
             x = nn.relu(dense(features, kernel_init=_he_normal, name=f"dense{i}")(x))
-            x = dropout(x, self.dropout_rate, 0)
+            if dropout_keys is not None and self.dropout_rate is not None:
+                layer = len(self.channels) + 1 + i  # not i: what a recipe gives would change
+                x = drop(jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, layer), x, self.dropout_rate)
         x = dense(self.num_classes, dtype=jnp.float32, name="logits")(x)  # bfloat16 would decide near ties
         if self.logits_batch_norm:
             axis_name = self.batch_axis if train else None
@@ -166,15 +153,14 @@ def mean_logits(apply: Callable, members: Sequence[CNN], parts: Sequence[Any]) -
     return jax.nn.logsumexp(found, axis=0) - jnp.log(len(members))
 
 
-def drop(keys: Key[Array, " batch"], x: Array, rate, batch_position: int) -> Array:
+def drop(keys: Key[Array, " batch"], x: Float[Array, "batch ..."], rate) -> Array:
     """Dropout (Srivastava et al. 2014): zeroes entries with probability `rate`, scales the rest by 1 / (1 - rate).
 
-    One key an example; `batch_position` is the axis of `x` that counts examples. `rate` is rounded to a 256th: random
-    bytes cost a fourth of the random words that an exact one takes, which on a CPU cost as much as the convolutions.
+    One key an example. `rate` is rounded to a 256th: random bytes cost a fourth of the random words that an exact one
+    takes, which on a CPU cost as much as the convolutions.
     """
-    shape = tuple(n for axis, n in enumerate(x.shape) if axis != batch_position)
     dropped = jnp.round(256 * jnp.asarray(rate, jnp.float32))
-    draws = jax.vmap(lambda key: random_bytes(key, shape), out_axes=batch_position)(keys)
+    draws = jax.vmap(lambda key: random_bytes(key, x.shape[1:]))(keys)
     return jnp.where(draws >= dropped, x / (1 - dropped / 256).astype(x.dtype), 0)
 
 
@@ -186,14 +172,11 @@ def make_model(config: ConfigDict, hyper: Mapping[str, Any], num_classes: int, b
         num_classes=num_classes,
         channels=tuple(config.channels),
         kernel_sizes=per_layer(config.kernel_sizes, layers),
-        strides=per_layer(config.strides, layers),
         pool_sizes=per_layer(config.pool_sizes, layers),
         padding=config.padding,
-        pooling=config.pooling,
         batch_norm=config.batch_norm,
         batch_norm_momentum=hyper["model.batch_norm_momentum"],
         logits_batch_norm=config.logits_batch_norm,
-        conv_dropout_rate=hyper["model.conv_dropout_rate"] if config.conv_dropout_rate > 0 else None,
         head=config.head,
         dense=tuple(config.dense),
         dropout_rate=hyper["model.dropout_rate"] if config.dropout_rate > 0 else None,

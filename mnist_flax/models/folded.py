@@ -64,7 +64,7 @@ def probabilities(
     The members of an ensemble follow each other without a loop, which not every runtime has.
 
     Args:
-      network: what gives strides, pooling and head.
+      network: what gives padding, pooling and head.
       parameters: what `fold_batch_norm` returns for it.
     """
     if isinstance(network, Ensemble):
@@ -88,15 +88,14 @@ def activations(
         return activations(network.members[0], parameters[0], images) | {"logits": logits}
     found = {}
     x = images.reshape(images.shape[0], 28, 28, 1)
-    for i, (stride, size) in enumerate(zip(network.strides, network.pool_sizes, strict=True)):
+    for i, size in enumerate(network.pool_sizes):
         numbers = ("NHWC", "HWIO", "NHWC")
         x = lax.conv_general_dilated(
-            x, parameters[f"conv{i}_kernel"], (stride, stride), network.padding, dimension_numbers=numbers
+            x, parameters[f"conv{i}_kernel"], (1, 1), network.padding, dimension_numbers=numbers
         )
         x = jax.nn.relu(x + parameters[f"conv{i}_bias"])
         if size > 1:
-            pool = nn.max_pool if network.pooling == "max" else nn.avg_pool
-            x = pool(x, window_shape=(size, size), strides=(size, size))
+            x = nn.max_pool(x, window_shape=(size, size), strides=(size, size))
         found[f"conv{i}"] = x
     if network.head == "average":
         x = nn.avg_pool(x, window_shape=x.shape[1:3])

@@ -7,6 +7,8 @@ from jaxtyping import Bool, Float
 
 from mnist_flax.ocr.segment import FRAGMENT, Box, Marks
 
+Pairs = Float[np.ndarray, " pairs"]  # a number for each two neighbours of a line
+
 SAME_LINE = 0.6  # digit heights between the middles of neighbours in a line
 NUMBER_GAP = 0.6  # digit heights between two numbers, where digits are written close
 BOX_GAP = 0.35  # digit heights between the boxes of two numbers, more than between those of one
@@ -52,36 +54,44 @@ def number_breaks(
     What ends a number depends on the paper, `separators` being its vertical rules:
 
     - Where rules run through digits, as on squared paper, they say nothing: a wide gap ends a number.
-    - Where most neighbours are parted by rules, digits have boxes of their own: a number ends where two rules are
-      further apart than usual and so are the digits, or the digits much further.
-    - Elsewhere a wide gap does, or a rule; an even pitch is that of boxes.
+    - Where most neighbours are parted by rules, digits have boxes of their own: the boxes say it.
+    - Elsewhere a wide gap does, or a rule.
     """
     pairs = [list(itertools.pairwise(line)) for line in lines]
     every = [pair for line in pairs for pair in line]
     if not every:
         return [[] for _ in lines]
-    gaps = np.array([b[0] - a[2] for a, b in every]) / height
     pitch = np.array([(b[0] + b[2] - a[0] - a[2]) / 2 for a, b in every])
-    usual = float(np.median(gaps))
-    breaks = gaps > (max(NUMBER_GAP, 2.0 * usual) if usual < NUMBER_GAP else NUMBER_GAP)
-    if usual >= NUMBER_GAP and _is_even(pitch):  # in boxes that were too pale to be seen
-        breaks = pitch > WIDE_PITCH * np.percentile(pitch, 25)
+    breaks = _breaks_at_gaps(np.array([b[0] - a[2] for a, b in every]) / height, pitch)
     if np.mean([_is_crossed(box, separators) for line in lines for box in line]) < 0.25:
         rules = [_rules_between(a, b, height, separators) for a, b in every]
-        parted = np.array([len(found) > 0 for found in rules])
-        if parted.mean() > 0.5:
-            spans = np.array([found[-1] - found[0] if found else 0.0 for found in rules]) / height
-            within = parted & (spans <= np.percentile(spans[parted], 20))
-            relative = pitch / np.median(pitch[within])
-            apart = spans > spans[within].max() + BOX_GAP
-            breaks = (apart & (relative > WIDE_PITCH)) | (relative > WIDEST_PITCH)
-        else:
-            breaks |= parted
+        parted = np.array([bool(found) for found in rules])
+        spans = np.array([found[-1] - found[0] if found else 0.0 for found in rules]) / height
+        breaks = _breaks_at_boxes(parted, spans, pitch) if parted.mean() > 0.5 else breaks | parted
     result = iter(breaks.tolist())
     return [[next(result) for _ in line] for line in pairs]
 
 
-def _is_even(pitch: Float[np.ndarray, " pairs"]) -> bool:
+def _breaks_at_gaps(gaps: Pairs, pitch: Pairs) -> Bool[np.ndarray, " pairs"]:
+    """Numbers end at wide gaps, in digit heights; an even pitch is that of boxes that were too pale to be seen."""
+    usual = float(np.median(gaps))
+    if usual < NUMBER_GAP:
+        return gaps > max(NUMBER_GAP, 2.0 * usual)
+    return pitch > WIDE_PITCH * np.percentile(pitch, 25) if _is_even(pitch) else gaps > NUMBER_GAP
+
+
+def _breaks_at_boxes(parted: Bool[np.ndarray, " pairs"], spans: Pairs, pitch: Pairs) -> Bool[np.ndarray, " pairs"]:
+    """Numbers end where two rules are further apart than usual and so are the digits, or the digits much further.
+
+    `spans` are from the first to the last rule between neighbours, in digit heights, where rules part them.
+    """
+    within = parted & (spans <= np.percentile(spans[parted], 20))
+    relative = pitch / np.median(pitch[within])
+    apart = spans > spans[within].max() + BOX_GAP
+    return (apart & (relative > WIDE_PITCH)) | (relative > WIDEST_PITCH)
+
+
+def _is_even(pitch: Pairs) -> bool:
     """Whether most neighbours are equally far apart."""
     near = pitch[pitch < WIDE_PITCH * np.percentile(pitch, 25)]
     return len(near) > 0.4 * len(pitch) and bool(near.std() < 0.08 * near.mean())

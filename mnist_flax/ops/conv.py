@@ -59,17 +59,16 @@ def per_channel(values: Channels, impl: Implementation) -> Activations:
     return values.reshape(-1, 1, 1, 1) if impl == "matmul" else values
 
 
-def conv(x: Activations, kernel: Kernel, *, stride: int, padding: str, impl: Implementation) -> Activations:
+def conv(x: Activations, kernel: Kernel, *, padding: str, impl: Implementation) -> Activations:
     """2-D convolution (cross-correlation, as everywhere in deep learning) without bias.
 
     `padding` is "SAME" or "VALID" with the meaning of `lax.conv_general_dilated`. Computes in the type of `x`
     (bfloat16 products accumulate in float32) and returns it.
     """
     if multiply := _as_product(kernel, impl):
-        return multiply(Layer(stride, padding, None), x, kernel, None)
+        return multiply(Layer(padding, None), x, kernel, None)
     numbers = ("NHWC", "HWIO", "NHWC")
-    kernel = kernel.astype(x.dtype)
-    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=numbers)
+    return lax.conv_general_dilated(x, kernel.astype(x.dtype), (1, 1), padding, dimension_numbers=numbers)
 
 
 def _as_product(kernel: Kernel, impl: Implementation) -> Callable | None:
@@ -79,20 +78,16 @@ def _as_product(kernel: Kernel, impl: Implementation) -> Callable | None:
     return matmul_conv.convolution if impl == "matmul" else None
 
 
-def relu_pool(x: Activations, size: int, kind: str, impl: Implementation) -> Activations:
-    """`relu(x)` pooled: windows of `size` x `size` do not overlap, and what is beyond the last whole one is left out.
+def relu_pool(x: Activations, size: int, impl: Implementation) -> Activations:
+    """Maxima of `relu(x)` over windows of `size` x `size` that do not overlap.
 
-    `kind` is "max" or "avg". The gradient of a maximum goes to the first of equal values, as in `lax`.
+    What is beyond the last whole window is left out. The gradient goes to the first of equal maxima, as in `lax`.
     """
     height, width = x.shape[1] // size, x.shape[2] // size
     x = x[:, : height * size, : width * size]
-    if impl == "matmul" and (kind == "max" or size == 1):
+    if impl == "matmul":
         return relu_max_pool(size, x)
-    if size == 1:
-        return jax.nn.relu(x)
-    if kind == "max":
-        return jax.nn.relu(max_pool(size, x))  # the same as maxima of relu, and cheaper
-    return jax.nn.relu(x).reshape(x.shape[0], height, size, width, size, x.shape[3]).mean((2, 4))
+    return jax.nn.relu(max_pool(size, x) if size > 1 else x)  # the same as maxima of relu, and cheaper
 
 
 def batch_norm(
@@ -135,19 +130,16 @@ def conv_bias_relu_pool(
     kernel: Kernel,
     bias: Float[Array, " out_channels"],
     *,
-    stride: int,
     padding: str,
     pool_size: int,
-    pooling: str,
     impl: Implementation,
 ) -> Activations:
     """`pool(relu(conv(x, kernel) + bias))`: a whole layer without normalisation, in its fastest form."""
-    multiply = _as_product(kernel, impl)
-    if multiply and (pooling == "max" or pool_size == 1):
-        return multiply(Layer(stride, padding, pool_size), x, kernel, bias)
-    y = conv(x, kernel, stride=stride, padding=padding, impl=impl)
+    if multiply := _as_product(kernel, impl):
+        return multiply(Layer(padding, pool_size), x, kernel, bias)
+    y = conv(x, kernel, padding=padding, impl=impl)
     y = (y + per_channel(bias, impl)).astype(y.dtype)  # added in float32, so that the bias's gradient is summed in it
-    return relu_pool(y, pool_size, pooling, impl)
+    return relu_pool(y, pool_size, impl)
 
 
 def dense(

@@ -1,13 +1,13 @@
 """A layer on images of one channel as a product of matrices, for GPUs: the first one of what `conv.py` calls "mixed".
 
 Libraries make convolutions for many channels; with one, most of what they multiply and move is padding. Here, as in
-`matmul_conv.py` where windows are fused, one patch of P = k + (p - 1) s rows and columns holds all that a pooling
-window needs, for a kernel of size k, stride s and windows of side p. Patches, each with a 1 behind it, are the rows of
-a matrix C. The kernel, copied to each of the p p places, and below it the bias are the columns of W. So Y = C W holds
-the elements of all windows, [batch, height, width, p p, out], where their maximum is elementwise. Its gradients are
-products too: dW = C^T dY, the bias included, and dC = dY W^T, for those who ask for the gradient of the image.
+`matmul_conv.py` where windows are fused, one patch of P = k + p - 1 rows and columns holds all that a pooling window
+needs, for a kernel of size k and windows of side p. Patches, each with a 1 behind it, are the rows of a matrix C. The
+kernel, copied to each of the p p places, and below it the bias are the columns of W. So Y = C W holds the elements of
+all windows, [batch, height, width, p p, out], where their maximum is elementwise. Its gradients are products too: dW =
+C^T dY, the bias included, and dC = dY W^T, for those who ask for the gradient of the image.
 
-The backward pass keeps C, (P / (p s))^2 times as large as the image, and one byte a maximum: which element it was, or
+The backward pass keeps C, (P / p)^2 times as large as the image, and one byte a maximum: which element it was, or
 p p where relu stopped it.
 """
 
@@ -31,15 +31,15 @@ _ALIGNMENT = 8  # rows of W, in numbers: matrix units load 16 bytes
 
 def _side(layer: Layer, kernel_size: int) -> int:
     """P, the rows and columns of a patch."""
-    return kernel_size + ((layer.pool_size or 1) - 1) * layer.stride
+    return kernel_size + (layer.pool_size or 1) - 1
 
 
 def _patches(layer: Layer, kernel_size: int, x: Images) -> Float[Array, "batch height width taps"]:
     """The patch of every window, its P P numbers in row order."""
-    side, stride, pool_size = _side(layer, kernel_size), layer.stride, layer.pool_size or 1
-    pads = lax.padtype_to_pads(x.shape[1:3], (kernel_size, kernel_size), (stride, stride), layer.padding)
-    outputs = [(n + sum(pad) - kernel_size) // stride + 1 for n, pad in zip(x.shape[1:3], pads, strict=True)]
-    rows, columns = (np.arange(n // pool_size)[:, None] * pool_size * stride + np.arange(side) for n in outputs)
+    side, pool_size = _side(layer, kernel_size), layer.pool_size or 1
+    pads = lax.padtype_to_pads(x.shape[1:3], (kernel_size, kernel_size), (1, 1), layer.padding)
+    outputs = [n + sum(pad) - kernel_size + 1 for n, pad in zip(x.shape[1:3], pads, strict=True)]
+    rows, columns = (np.arange(n // pool_size)[:, None] * pool_size + np.arange(side) for n in outputs)
     patches = jnp.pad(x[..., 0], ((0, 0), *pads))[:, rows][..., columns]  # [batch, height, side, width, side]
     return patches.transpose(0, 1, 3, 2, 4).reshape(len(x), len(rows), len(columns), side * side)
 
@@ -55,7 +55,7 @@ def _columns(layer: Layer, kernel_size: int, x: Images) -> Float[Array, "batch h
 
 def _matrix(layer: Layer, kernel: Kernel, bias: Float[Array, " out"] | None) -> Float[Array, "rows_of_w p_p out"]:
     """W, linear in kernel and bias."""
-    copies = in_windows(kernel, layer.stride, layer.pool_size or 1)
+    copies = in_windows(kernel, layer.pool_size or 1)
     matrix = copies.reshape(-1, *copies.shape[3:])
     last = jnp.zeros_like(matrix[:1]) if bias is None else jnp.broadcast_to(bias, (1, *matrix.shape[1:]))
     matrix = jnp.concatenate([matrix, last])

@@ -2,20 +2,20 @@
 
 What `conv.py` calls "matmul". Activations are batch-minor, [channels, height, width, batch].
 
-Let k be the kernel's size, s its stride and p the side of the pooling windows.
+Let k be the kernel's size and p the side of the pooling windows.
 
 *Patches.* Column n of a matrix C holds the input values that output n sees, so Y = W^T C is the convolution,
 for W = kernel as [k k in, out]. Its gradients are products too: dW = C dY^T, and dC = W dY, whose entries are
 then added up where they came from.
 
-*Fused windows.* One patch of P = k + (p - 1) s rows and columns holds all that a pooling window needs. With
+*Fused windows.* One patch of P = k + p - 1 rows and columns holds all that a pooling window needs. With
 the kernel copied into a zero array of that size at each of the p p places, W is [P P in, p p out] and one
 product gives all the elements of each window, [p p, out, window], where their maximum is elementwise. That
 takes (P / k)^2 as many multiplications and moves less: it pays for one input channel. Otherwise patches are
 ordinary, and windows are read from the outputs.
 
-*Steps.* Patches follow each other by a step S, s or p s. Rows and columns are sorted by their residue modulo
-S once, after which every patch is made of contiguous pieces, and neighbours are one element apart.
+*Steps.* Fused, patches follow each other by a step of p. Rows and columns are sorted by their residue modulo
+that step once, after which every patch is made of contiguous pieces, and neighbours are one element apart.
 
 *Tiles.* Patches are many times larger than the images. They are made for a few rows (and examples) at a time,
 in a loop, so that what is written, multiplied and read back stays within the processor's cache.
@@ -103,7 +103,6 @@ dense.defvjp(_dense_fwd, _dense_bwd)
 
 
 class Layer(NamedTuple):
-    stride: int
     padding: str
     pool_size: int | None  # None: a convolution alone; otherwise bias, relu and maximum over windows follow
 
@@ -111,11 +110,9 @@ class Layer(NamedTuple):
 class _Plan(NamedTuple):
     """What is known before any number is; pairs are (height, width)."""
 
-    stride: int
     pool_size: int
-    side: int  # of the outputs that come from one patch: p when windows are fused, else 1
+    side: int  # of the outputs that come from one patch, and the step to the next: p when windows are fused, else 1
     patch: tuple[int, ...]  # rows and columns of a patch
-    step: int  # from one patch to the next
     patches: tuple[int, ...]  # how many there are
     pads: tuple[tuple[int, int], ...]  # before and after; negative ones crop
     tile: tuple[int, int]  # rows of patches, and examples
@@ -123,7 +120,7 @@ class _Plan(NamedTuple):
     def shifts(self, axis: int) -> list[tuple[int, int]]:
         """The steps that a patch spans, each with the number of its rows (or columns) in the patch."""
         size = self.patch[axis]
-        return [(d, min(self.step, size - d * self.step)) for d in range(-(-size // self.step))]
+        return [(d, min(self.side, size - d * self.side)) for d in range(-(-size // self.side))]
 
     def pieces(self) -> list[tuple[int, int, int, int]]:
         """(shift, rows, shift, columns) of each contiguous piece of a patch, in order."""
@@ -139,14 +136,13 @@ def _largest_divisor(n: int, limit: int) -> int:
 
 def _plan(layer: Layer, shape: tuple[int, ...], dtype: Any, kernel_shape: tuple[int, ...]) -> _Plan:
     *size, channels, features = kernel_shape
-    stride, pool_size, itemsize = layer.stride, layer.pool_size or 1, jnp.dtype(dtype).itemsize
-    pads = lax.padtype_to_pads(shape[1:3], size, (stride, stride), layer.padding)
-    outputs = [(n + sum(pad) - k) // stride + 1 for n, k, pad in zip(shape[1:3], size, pads, strict=True)]
+    pool_size, itemsize = layer.pool_size or 1, jnp.dtype(dtype).itemsize
+    pads = lax.padtype_to_pads(shape[1:3], size, (1, 1), layer.padding)
+    outputs = [n + sum(pad) - k + 1 for n, k, pad in zip(shape[1:3], size, pads, strict=True)]
     side = pool_size if channels == 1 else 1
-    step = side * stride
-    patch = [k + (side - 1) * stride for k in size]
+    patch = [k + side - 1 for k in size]
     count = [n // pool_size * pool_size // side for n in outputs]
-    padded = [(n + -(-p // step) - 1) * step for n, p in zip(count, patch, strict=True)]
+    padded = [(n + -(-p // side) - 1) * side for n, p in zip(count, patch, strict=True)]
     pads = [(before, m - n - before) for n, m, (before, _) in zip(shape[1:3], padded, pads, strict=True)]
     # A tile holds whole windows, so rows of patches come in groups of the rows that one row of windows needs.
     group = pool_size // side
@@ -154,35 +150,35 @@ def _plan(layer: Layer, shape: tuple[int, ...], dtype: Any, kernel_shape: tuple[
     budget = TILE_BYTES // (group * count[1] * column_bytes)
     examples = _largest_divisor(shape[3], budget)
     rows = _largest_divisor(count[0] // group, budget // examples) * group
-    return _Plan(stride, pool_size, side, tuple(patch), step, tuple(count), tuple(pads), (rows, examples))
+    return _Plan(pool_size, side, tuple(patch), tuple(count), tuple(pads), (rows, examples))
 
 
-def _sort(plan: _Plan, x: BatchMinor) -> Float[Array, "step step channels h w batch"]:
-    """The padded input, rows and columns sorted by their residue modulo the step."""
+def _sort(plan: _Plan, x: BatchMinor) -> Float[Array, "side side channels h w batch"]:
+    """The padded input, rows and columns sorted by their residue modulo the side."""
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*pad, 0) for pad in plan.pads), (0, 0, 0)])
     channels, height, width, batch = x.shape
-    x = x.reshape(channels, height // plan.step, plan.step, width // plan.step, plan.step, batch)
+    x = x.reshape(channels, height // plan.side, plan.side, width // plan.side, plan.side, batch)
     return x.transpose(2, 4, 0, 1, 3, 5)
 
 
-def _patches(plan: _Plan, x: Float[Array, "step step channels h w batch"]) -> list[BatchMinor]:
+def _patches(plan: _Plan, x: Float[Array, "side side channels h w batch"]) -> list[BatchMinor]:
     """The pieces that make up the patches of sorted rows, to be stacked along the first axis."""
     height, width = x.shape[3] - len(plan.shifts(0)) + 1, plan.patches[1]
     pieces = [x[:a, :b, :, i : i + height, j : j + width] for i, a, j, b in plan.pieces()]
     return [piece.reshape(-1, height, width, x.shape[5]) for piece in pieces]
 
 
-def in_windows(kernel: Kernel, stride: int, side: int) -> Float[Array, "P P in side_side out"]:
+def in_windows(kernel: Kernel, side: int) -> Float[Array, "P P in side_side out"]:
     """The kernel, copied into zeros to each of the places that it has in a window of `side` x `side` outputs."""
-    pads = [(i * stride, (side - 1 - i) * stride) for i in range(side)]
+    pads = [(i, side - 1 - i) for i in range(side)]
     copies = [jnp.pad(kernel, (rows, columns, (0, 0), (0, 0))) for rows in pads for columns in pads]
     return jnp.stack(copies, 3)
 
 
 def _kernel_matrix(plan: _Plan, kernel: Kernel) -> Float[Array, "taps outputs"]:
     """W: rows in the order of `_patches`, columns [side, side, out]."""
-    copies, outputs = in_windows(kernel, plan.stride, plan.side), plan.side**2 * kernel.shape[3]
-    starts = [(i * plan.step, a, j * plan.step, b) for i, a, j, b in plan.pieces()]
+    copies, outputs = in_windows(kernel, plan.side), plan.side**2 * kernel.shape[3]
+    starts = [(i * plan.side, a, j * plan.side, b) for i, a, j, b in plan.pieces()]
     return jnp.concatenate([copies[i : i + a, j : j + b].reshape(-1, outputs) for i, a, j, b in starts])
 
 

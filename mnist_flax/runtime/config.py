@@ -23,12 +23,11 @@ _CHOICES = {
     "dataset": ("mnist", "fashion_mnist", "kmnist", "digits"),
     "feed": ("device", "stream"),
     "model.padding": ("SAME", "VALID"),
-    "model.pooling": ("max", "avg"),
     "model.head": ("flatten", "average"),
     "model.compute_dtype": ("auto", "float32", "bfloat16"),
     "model.conv": ("auto", "matmul", "mixed", "lax"),
     "optimizer.name": ("adam", "adamw", "sgd", "lion", "muon"),
-    "optimizer.schedule": ("constant", "exponential", "cosine", "one_cycle"),
+    "optimizer.schedule": ("constant", "cosine", "one_cycle"),
     "checkpoint.select": ("last", "best"),
 }
 _LARGEST = 3.4028234663852886e38  # float32, in which training computes, has no larger number
@@ -38,11 +37,9 @@ _RANGES = {
     "validation_examples": (0, None),
     "train_examples": (1, None),
     "model.batch_norm_momentum": (0.0, 1.0),
-    "model.conv_dropout_rate": (0.0, 0.99),
     "model.dropout_rate": (0.0, 0.99),
     "optimizer.learning_rate": (0.0, None),
     "optimizer.warmup_epochs": (0.0, None),
-    "optimizer.decay_rate": (1e-6, 1.0),
     "optimizer.final_scale": (0.0, 1.0),
     "optimizer.b1": (0.0, 0.999999),
     "optimizer.b2": (0.0, 0.999999),
@@ -57,9 +54,6 @@ _RANGES = {
     "augment.shift": (0.0, 28.0),
     "augment.zoom": (0.0, 0.9),
     "augment.shear": (0.0, 2.0),
-    "augment.elastic_alpha": (0.0, None),
-    "augment.elastic_sigma": (0.1, 28.0),
-    "augment.cutout": (0.0, 28.0),
     "augment.filter": (0.0, 1.0),
     "augment.strokes": (0.0, 14.0),
     "augment.invert": (0.0, 1.0),
@@ -87,7 +81,17 @@ _IN_WORDS = {
 _MOST_WHOLE = 2**31 - 1  # a step is an int32
 _MOST_PARAMETERS = 2**28  # 1 GiB in float32, and Adam keeps two more of each
 # Lowest and highest entry of the tuples that hold one entry a convolutional layer.
-_PER_LAYER = {"kernel_sizes": (1, 7), "strides": (1, 2), "pool_sizes": (1, 4)}
+_PER_LAYER = {"kernel_sizes": (1, 7), "pool_sizes": (1, 4)}
+# Fields of earlier versions, and the value (of tuples: of each entry) at which they did nothing; None: any, alone.
+_REMOVED = {
+    "model.strides": 1,
+    "model.pooling": "max",
+    "model.conv_dropout_rate": 0.0,
+    "optimizer.decay_rate": None,
+    "augment.elastic_alpha": 0.0,
+    "augment.elastic_sigma": None,
+    "augment.cutout": 0.0,
+}
 
 
 def define_flag(argv: Sequence[str] | None = None) -> tuple[flags.FlagHolder, list[str]]:
@@ -344,10 +348,10 @@ def _check_model(model: ConfigDict) -> int:
             )
     size, inputs, parameters = 28, 1, 0
     shapes = zip(model.channels, *(per_layer(model[key], layers) for key in _PER_LAYER), strict=True)
-    for outputs, kernel, stride, pool in shapes:
+    for outputs, kernel, pool in shapes:
         parameters += kernel**2 * inputs * outputs
         inputs = outputs
-        convolved = -(-size // stride) if model.padding == "SAME" else (size - kernel) // stride + 1
+        convolved = size if model.padding == "SAME" else size - kernel + 1
         size = convolved // pool
         if size < 1:
             raise UserError("config.model shrinks the image to nothing: use fewer or smaller pools, or SAME")
@@ -375,6 +379,19 @@ def flatten(config: Mapping, prefix: str = "") -> dict:
         name = f"{prefix}{key}"
         fields |= flatten(value, f"{name}.") if isinstance(value, ConfigDict | Mapping) else {name: value}
     return fields
+
+
+def without_removed(values: Mapping) -> dict:
+    """Flattened fields that a run recorded, less those that this version no longer has.
+
+    Raises:
+      UserError: one of those did something.
+    """
+    for key, neutral in _REMOVED.items():
+        entries = value if isinstance(value := values.get(key, neutral), list | tuple) else [value]
+        if neutral is not None and any(entry != neutral for entry in entries):
+            raise UserError(f"config.{key}={value!r} is no longer supported: use the version that recorded it")
+    return {key: value for key, value in values.items() if key not in _REMOVED}
 
 
 def differences(recorded: Mapping, wanted: Mapping) -> list[str]:

@@ -265,7 +265,7 @@ def read_recorded(directory: Path) -> dict[str, Any]:
 def _config(directory: Path, fields: Mapping[str, Any]) -> ConfigDict:
     path, config = directory / "config.json", config_lib.default_config()
     try:
-        values = config_lib.flatten(fields)
+        values = config_lib.without_removed(config_lib.flatten(fields))
         for key, default in config_lib.flatten(config).items():
             if isinstance(default, tuple) and isinstance(values.get(key), list):
                 values[key] = tuple(values[key])
@@ -401,7 +401,7 @@ def read_text(path: Path) -> str:
         content = file.read(MOST_JSON + 1)
     if len(content) > MOST_JSON:
         raise ValueError(f"it is larger than {MOST_JSON:,} bytes")
-    return content.decode()
+    return content.decode("utf-8-sig")  # editors may begin a file with a byte-order mark
 
 
 def _version(package: str) -> str | None:

@@ -1,7 +1,7 @@
-"""Augmentation on the device: affine maps, elastic distortion, cutout and grey levels, as pure functions of PRNG keys.
+"""Augmentation on the device: affine maps and grey levels, as pure functions of PRNG keys.
 
 All geometric kinds compose into one warp, so that an image is resampled once: an inverse affine map about
-its centre plus a displacement field, then one bilinear interpolation. Every example has its own key, so that
+its centre, then one bilinear interpolation. Every example has its own key, so that
 what happens to it depends on neither the batch around it nor the number of devices, and a kind draws the
 same numbers whichever other kinds are on.
 """
@@ -11,34 +11,33 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from jax import Array, random
-from jaxtyping import Float, Int, Key
+from jaxtyping import Float, Key
 
-from mnist_flax.ops.random import Strength, gaussian_matrix, uniform_bytes
+from mnist_flax.ops.random import Strength
 from mnist_flax.training.photometric import KINDS as PHOTOMETRIC
 from mnist_flax.training.photometric import photometric
 
 MOVES = ("rotation", "shift", "zoom", "shear")
-KINDS = (*MOVES, "elastic_alpha", "elastic_sigma", "cutout", *PHOTOMETRIC, "probability")
+KINDS = (*MOVES, *PHOTOMETRIC, "probability")
 
 
 def augment(
     keys: Key[Array, " batch"], images: Float[Array, "batch height width"], strength: Mapping[str, Strength]
 ) -> Float[Array, "batch height width"]:
-    """Distorts each image at random, by its own key: geometry first, then cutout, then grey levels (`photometric`).
+    """Distorts each image at random, by its own key: geometry first, then grey levels (`photometric`).
 
     `strength` holds the kinds that are on, under their names and in their units in configs/default.py; a
-    kind that is missing is not compiled. Values may be traced. elastic_alpha needs elastic_sigma beside it,
-    and nothing photometric happens without a probability. What comes from outside an image is 0, the background.
+    kind that is missing is not compiled. Values may be traced. Nothing photometric happens without a
+    probability. What comes from outside an image is 0, the background.
     Raises ValueError for a name not in `KINDS`.
     """
     if unknown := sorted(strength.keys() - set(KINDS)):
         raise ValueError(f"unknown augmentation {', '.join(unknown)}: choose from {', '.join(KINDS)}")
     shape = (images.shape[1], images.shape[2])
-    # Seven numbers in [0, 1) an example, each with its fixed place.
-    draws = jax.vmap(lambda key: random.uniform(key, (7,)))(keys)
-    rotation, zoom, shear, *shift = (2.0 * draws[:, :5] - 1.0).T
-    coordinates = None
     if set(MOVES) & strength.keys():
+        # Five numbers in [0, 1) an example, each with its fixed place.
+        draws = jax.vmap(lambda key: random.uniform(key, (5,)))(keys)
+        rotation, zoom, shear, *shift = (2.0 * draws - 1.0).T
         matrices = affine_matrix(
             rotation * strength.get("rotation", 0.0),
             jnp.stack(shift, axis=1) * strength.get("shift", 0.0),
@@ -46,16 +45,7 @@ def augment(
             shear * strength.get("shear", 0.0),
             shape,
         )
-        coordinates = affine_coordinates(matrices, shape)
-    if "elastic_alpha" in strength:
-        alpha, sigma = strength["elastic_alpha"], strength["elastic_sigma"]
-        field = elastic_field(jax.vmap(random.fold_in, (0, None))(keys, 1), alpha, sigma, shape)
-        coordinates = field + (pixel_grid(shape) if coordinates is None else coordinates)
-    if coordinates is not None:
-        images = warp(images, coordinates)
-    if "cutout" in strength:
-        centres = jnp.floor(draws[:, 5:] * jnp.array(shape)).astype(jnp.int32)
-        images = cutout(images, centres, strength["cutout"])
+        images = warp(images, affine_coordinates(matrices, shape))
     if PHOTOMETRIC.keys() & strength.keys():
         photometric_keys = jax.vmap(random.fold_in, (0, None))(keys, 2)
         images = photometric(photometric_keys, images, strength, strength.get("probability", 0.0))
@@ -65,14 +55,14 @@ def augment(
 def strength_at(epoch: Float[Array, ""], num_epochs: Strength, fields: Mapping[str, Strength]) -> dict[str, Strength]:
     """What `augment` takes, at a time in training, of the `fields` of config.augment that are not 0.
 
-    In the last `final_epochs` everything is multiplied by `final_scale` but the width of the smoothing, so that
-    training ends on images more like those that are to be classified (He et al. 2019, arXiv:1909.09148).
+    In the last `final_epochs` everything is multiplied by `final_scale`, so that training ends on images more like
+    those that are to be classified (He et al. 2019, arXiv:1909.09148).
     """
     strength = {kind: fields[kind] for kind in KINDS if kind in fields}
     if "final_epochs" not in fields:
         return strength
     scale = jnp.where(epoch < num_epochs - fields["final_epochs"], 1.0, fields.get("final_scale", 0.0))
-    return {kind: value if kind == "elastic_sigma" else scale * value for kind, value in strength.items()}
+    return {kind: scale * value for kind, value in strength.items()}
 
 
 def affine_matrix(
@@ -113,25 +103,12 @@ def affine_coordinates(
     return coordinates.reshape(-1, 2, *shape)
 
 
-def elastic_field(
-    keys: Key[Array, " batch"], alpha: Strength, sigma: Strength, shape: tuple[int, int]
-) -> Float[Array, "batch 2 height width"]:
-    """Random smooth displacements in pixels (Simard, Steinkraus and Platt 2003).
-
-    Uniform noise in (-1, 1), drawn for rows and for columns, smoothed by a Gaussian of width `sigma` pixels,
-    times `alpha`.
-    """
-    noise = jax.vmap(lambda key: uniform_bytes(key, (2, *shape)))(keys)
-    down, across = (gaussian_matrix(size, sigma) for size in shape)
-    return jnp.einsum("ij,bcjk,lk->bcil", alpha * down, noise, across, precision="highest")
-
-
 def warp(
     images: Float[Array, "batch height width"], coordinates: Float[Array, "batch 2 height width"]
 ) -> Float[Array, "batch height width"]:
     """Samples each image at (row, column) `coordinates` by bilinear interpolation; all around it is 0.
 
-    In a compiled program the coordinates must be an input, a matrix product or a sum of two such. XLA may
+    In a compiled program the coordinates must be an input or a matrix product. XLA may
     compute a longer formula twice, once for the pixel numbers and once for the weights, each rounded its own
     way, and where the two fall on either side of a whole number the wrong pixel is taken. A matrix product
     is computed once, which is also several times faster.
@@ -152,19 +129,3 @@ def warp(
     above = (1 - right) * neighbour(0) + right * neighbour(1)
     below = (1 - right) * neighbour(stride) + right * neighbour(stride + 1)
     return (1 - down) * above + down * below
-
-
-def cutout(
-    images: Float[Array, "batch height width"], centres: Int[Array, "batch 2"], side: Strength
-) -> Float[Array, "batch height width"]:
-    """Sets a square to 0 in each image (DeVries and Taylor 2017).
-
-    `side` pixels wide, about `centres` (row, column); what lies beyond the border is cut off. A square of
-    even side reaches one pixel further up and left than down and right.
-    """
-    inside = []
-    for axis, size in enumerate(images.shape[1:]):
-        first = centres[:, axis, None] - jnp.floor_divide(side, 2)
-        positions = jnp.arange(size)
-        inside.append((first <= positions) & (positions < first + side))
-    return jnp.where(inside[0][:, :, None] & inside[1][:, None, :], 0.0, images)

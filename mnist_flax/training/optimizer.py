@@ -23,8 +23,9 @@ def make_schedule(
 ) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
     """Learning rate as a function of the number of updates done.
 
-    `constant`, `exponential` (times `decay_rate` an epoch, continuously) and `cosine` (Loshchilov and Hutter
-    2017: to `final_scale` of the peak, after the last step) rise linearly over `warmup_epochs`. `one_cycle` (Smith and
+    `constant` and `cosine` (Loshchilov and Hutter 2017: to `final_scale` of the peak, after the last step) rise
+    linearly over `warmup_epochs`: the first of w steps has 1/w of the peak, the last all of it. Nothing begins at 0,
+    which optimizers that estimate their own step size, such as Prodigy, would divide by. `one_cycle` (Smith and
     Topin 2018) rises along a cosine from 1/25 of the peak over `warmup_epochs`, then falls along one.
     """
     peak, final = hyper["optimizer.learning_rate"], hyper["optimizer.final_scale"]
@@ -33,18 +34,16 @@ def make_schedule(
         step = jnp.asarray(step, jnp.float32)
         total = jnp.float32(steps_per_epoch * hyper["num_epochs"])
         warmup = jnp.float32(hyper["optimizer.warmup_epochs"] * steps_per_epoch)
-        rise = jnp.where(warmup > 0, jnp.minimum(step / jnp.maximum(warmup, 1), 1), 1)
+        rise = jnp.minimum((step + 1) / jnp.maximum(warmup, 1), 1)
         fall = jnp.clip((step - warmup) / jnp.maximum(total - warmup, 1), 0, 1)
         falling_cosine = final + (1 - final) * (1 + jnp.cos(jnp.pi * fall)) / 2
         match name:
             case "constant":
                 scale = rise
-            case "exponential":
-                scale = rise * jnp.power(hyper["optimizer.decay_rate"], step / steps_per_epoch)
             case "cosine":
                 scale = rise * falling_cosine
             case "one_cycle":
-                rising_cosine = 1 - (1 - _ONE_CYCLE_START) * (1 + jnp.cos(jnp.pi * rise)) / 2
+                rising_cosine = 1 - (1 - _ONE_CYCLE_START) * (1 + jnp.cos(jnp.pi * (step / jnp.maximum(warmup, 1)))) / 2
                 scale = jnp.where(step < warmup, rising_cosine, falling_cosine)
         return peak * scale
 

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from mnist_flax.data import datasets
-from mnist_flax.runtime import devices, distributed, run_dir, settings, terminal
 from mnist_flax.runtime import config as config_lib
+from mnist_flax.runtime import devices, distributed, run_dir, settings, terminal
 from mnist_flax.training import finalize, loop
 
 

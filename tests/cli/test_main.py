@@ -28,12 +28,11 @@ SMALL = (
     "--config.model.compute_dtype=float32",  # whatever the processor: tolerances are of it
     "--config.optimizer.learning_rate=0.01",
     "--config.model.batch_norm=True",
-    "--config.model.conv_dropout_rate=0.1",
     "--config.optimizer.ema_decay=0.9",
     "--config.optimizer.accumulate_steps=2",
     "--config.augment.rotation=10.0",
     "--config.augment.shift=2.0",
-    "--config.augment.elastic_alpha=4.0",
+    "--config.augment.clouds=0.5",
     "--config.num_epochs=3",
 )
 SUMMARY = {

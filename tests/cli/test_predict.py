@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,8 +10,8 @@ import pytest
 from PIL import Image
 
 from mnist_flax.data import datasets
+from mnist_flax.experiments.benchmarks import form_generator
 from mnist_flax.runtime import run_dir
-from tests import forms
 from tests.commands import ROOT, command, environment, refusal, start
 
 
@@ -51,6 +52,25 @@ def test_one_digit(digits_run, folder):
     assert done.stderr == ""
 
 
+def test_the_form_of_the_readme_is_read(digits_run):
+    """Drawn by `form_generator` from test digits of this dataset, like those that a newcomer's first run knows."""
+    readme = (ROOT / "README.md").read_text()
+    ((name, layout, lines),) = re.findall(r"mnist_flax\.predict RUN (docs/\S+) (--layout=page) +# (.*)", readme)
+    out = predict(digits_run, name, layout, "--threshold=0").stdout
+    assert out.splitlines() == [f"{name}:", *lines.split(", ")]
+    assert f"@{name} " in readme  # the request to the server
+
+
+def predict_listed(run_directory, listing: bytes, **variables: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "mnist_flax.predict", run_directory, "-"],
+        input=listing,
+        capture_output=True,
+        cwd=ROOT,
+        env=environment(**variables),
+    )
+
+
 @pytest.mark.parametrize("ways", ["directory", "list", "both"])
 def test_directories_and_lists(digits_run, folder, ways):
     names = f"{folder / '3.png'}\n\n{folder / '7.png'}\n"
@@ -70,14 +90,16 @@ def test_directories_and_lists(digits_run, folder, ways):
 
 def test_listed_names_may_be_any_bytes(digits_run, folder, tmp_path):
     name = bytes(shutil.copy(folder / "3.png", tmp_path / os.fsdecode(b"caf\xe9.png")))
-    done = subprocess.run(
-        [sys.executable, "-m", "mnist_flax.predict", digits_run, "-"],
-        input=name + b"\n",
-        capture_output=True,
-        cwd=ROOT,
-        env=environment(PYTHONIOENCODING="utf-8:strict"),
-    )
+    done = predict_listed(digits_run, name + b"\n", PYTHONIOENCODING="utf-8:strict")
     assert done.stdout.startswith(name + b": 3 ("), done.stderr
+
+
+def test_lists_may_begin_with_a_byte_order_mark(digits_run, folder):
+    """And end lines as Windows does; in UTF-16 they are refused, whatever names come first."""
+    done = predict_listed(digits_run, f"{folder / '3.png'}\r\n{folder / '7.png'}\r\n".encode("utf-8-sig"))
+    assert [line.rpartition(b": ")[2][:1] for line in done.stdout.splitlines()] == [b"3", b"7"], done.stderr
+    done = predict_listed(digits_run, f"{folder / '3.png'}\n".encode("utf-16"))
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1) and b"UTF-8" in done.stderr
 
 
 def test_a_reader_that_has_seen_enough_ends_it(digits_run, folder):
@@ -125,7 +147,7 @@ def test_calibration_is_kept_and_made_anew_for_other_parameters(digits_run, fold
 
 
 def test_json_says_where_and_how_sure(digits_run, folder, split, tmp_path):
-    form = forms.draw(split, np.random.default_rng(0), paper="plain", lines=2, numbers=2)
+    form = form_generator.draw(split, np.random.default_rng(0), paper="plain", lines=2, numbers=2)
     path = tmp_path / "form.tif"
     Image.fromarray(form.image).save(path)
     done = predict(digits_run, path, folder / "notes.txt", "--layout=page", "--json", status=1)
@@ -143,7 +165,7 @@ def test_json_says_where_and_how_sure(digits_run, folder, split, tmp_path):
 
 
 def test_annotated_copies(digits_run, folder, split, tmp_path):
-    form = forms.draw(split, np.random.default_rng(0), paper="ruled", lines=2, numbers=2)
+    form = form_generator.draw(split, np.random.default_rng(0), paper="ruled", lines=2, numbers=2)
     for place in ("a", "b"):
         (tmp_path / place).mkdir()
         Image.fromarray(form.image).save(tmp_path / place / "form.png")

@@ -17,7 +17,6 @@ SMALL = [
     "--config.optimizer.warmup_epochs=0.5",
     "--config.model.channels=(4,)",
     "--config.model.kernel_sizes=(3,)",
-    "--config.model.strides=(1,)",
     "--config.model.pool_sizes=(2,)",
 ]
 

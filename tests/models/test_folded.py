@@ -9,12 +9,12 @@ from mnist_flax.models.cnn import join, make_model, normalize
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.training.state import hyperparameters, init_state, make_network
 
-DEEP = {"channels": (3, 5, 4), "kernel_sizes": (3, 5, 2), "strides": (1, 2, 1), "pool_sizes": (2, 1, 3)}
+DEEP = {"channels": (3, 5, 4), "kernel_sizes": (3, 5, 2), "pool_sizes": (2, 1, 3)}
 NETWORKS = {
     "plain": {"channels": (4, 6), "pool_sizes": (2,), "dense": (16,)},
     "norms": DEEP | {"batch_norm": True, "logits_batch_norm": True, "dense": (9, 7)},
-    "valid_average": DEEP | {"padding": "VALID", "pooling": "avg", "head": "average", "batch_norm": True, "dense": ()},
-    "no_pooling": {"channels": (3,), "strides": (2,), "pool_sizes": (1,), "dense": (), "logits_batch_norm": True},
+    "valid_average": DEEP | {"padding": "VALID", "head": "average", "batch_norm": True, "dense": ()},
+    "no_pooling": {"channels": (3,), "pool_sizes": (1,), "dense": (), "logits_batch_norm": True},
 }
 
 

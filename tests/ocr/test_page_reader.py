@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mnist_flax.data import datasets
-from mnist_flax.experiments import forms as measured
+from mnist_flax.experiments import forms
+from mnist_flax.experiments.benchmarks import form_generator
 from mnist_flax.inference import classifier
 from mnist_flax.ocr import binarize, page_reader, reading_order, ruled_lines, segment
 from mnist_flax.runtime import run_dir
-from tests import forms
 from tests.commands import command
 
 PERFECT = -1e-6  # log probability
@@ -29,29 +29,29 @@ def digits(mnist_run):
     return datasets.load(run_dir.read_config(mnist_run)).test
 
 
-def read_forms(reader, digits, style, papers=forms.PAPERS, count: int = 3) -> measured.Score:
+def read_forms(reader, digits, style, papers=form_generator.PAPERS, count: int = 3) -> forms.Score:
     scores = []
     for kind, paper in enumerate(papers):
         for i in range(count):
-            form = forms.draw(digits, np.random.default_rng([kind, i]), style, paper, inverted=i % 4 == 2)
+            form = form_generator.draw(digits, np.random.default_rng([kind, i]), style, paper, inverted=i % 4 == 2)
             grey = form.image.astype(np.float32) / 255
             (result,) = page_reader.read([grey], "page", reader.recogniser, 0.0)
-            scores.append(measured.score(form, result))
-    return measured.total(scores)
+            scores.append(forms.score(form, result))
+    return forms.total(scores)
 
 
 @pytest.mark.parametrize(
     ("style", "digits_read", "numbers_read"),
-    [(forms.CLEAN, 0.93, 0.8), (forms.DEGRADED, 0.9, 0.7), (forms.JOINED, 0.6, 0.4)],
+    [(form_generator.CLEAN, 0.93, 0.8), (form_generator.DEGRADED, 0.9, 0.7), (form_generator.JOINED, 0.6, 0.4)],
     ids=["clean", "degraded", "joined"],
 )
 def test_forms_are_read(reader, digits, style, digits_read, numbers_read):
     """A small network, which reads 98 % of the test split; every answer counts, none is `?`."""
-    papers = ("plain",) if style is forms.JOINED else forms.PAPERS
-    score = read_forms(reader, digits, style, papers, count=6 if style is forms.JOINED else 3)
+    papers = ("plain",) if style is form_generator.JOINED else form_generator.PAPERS
+    score = read_forms(reader, digits, style, papers, count=6 if style is form_generator.JOINED else 3)
     assert score.read / score.digits >= digits_read, score
     assert score.numbers_read / score.numbers >= numbers_read, score
-    if style is not forms.JOINED:
+    if style is not form_generator.JOINED:
         assert score.missed <= 0.02 * score.digits and score.extra <= 0.03 * score.digits, score
 
 
@@ -85,7 +85,7 @@ BOX = st.builds(lambda x, y, w, h: (x, y, x + w, y + h), *[st.integers(0, 6)] * 
 @given(st.lists(BOX, max_size=4), st.lists(BOX, max_size=4))
 def test_boxes_are_matched_as_well_as_they_can_be(true, found):
     """Against every way of matching them; so the order, in which either are given, makes no difference."""
-    chosen = measured.matches(*(np.array(boxes).reshape(-1, 4) for boxes in (true, found)))
+    chosen = forms.matches(*(np.array(boxes).reshape(-1, 4) for boxes in (true, found)))
     pairs = [(i, j) for i, j in enumerate(chosen) if j >= 0]
     assert len(chosen) == len(true) and len({j for _, j in pairs}) == len(pairs)
     assert all(overlap(true[i], found[j]) > 0.4 for i, j in pairs)
@@ -100,21 +100,21 @@ def test_boxes_are_matched_as_well_as_they_can_be(true, found):
 
 
 def test_a_digit_that_was_not_found_takes_no_box_of_another():
-    assert measured.matches(np.array([[0, 0, 10, 10], [20, 0, 30, 10]]), np.array([[20, 0, 30, 10]])) == [-1, 0]
+    assert forms.matches(np.array([[0, 0, 10, 10], [20, 0, 30, 10]]), np.array([[20, 0, 30, 10]])) == [-1, 0]
 
 
-def some_digits() -> forms.Digits:
+def some_digits() -> form_generator.Digits:
     """Shapes that stand for digits, where what they say does not matter."""
     rows, columns = np.mgrid[:28, :28]
     radius = np.hypot((rows - 13.5) / 1.3, columns - 13.5)
     return np.where(abs(radius - 6) < 1.4, 255, 0).astype(np.uint8)[None], np.zeros(1, int)
 
 
-@pytest.mark.parametrize("paper", forms.PAPERS)
-@pytest.mark.parametrize("style", [forms.CLEAN, forms.DEGRADED], ids=["clean", "degraded"])
+@pytest.mark.parametrize("paper", form_generator.PAPERS)
+@pytest.mark.parametrize("style", [form_generator.CLEAN, form_generator.DEGRADED], ids=["clean", "degraded"])
 def test_lines_and_numbers_are_put_together(paper, style):
     for seed in range(3):
-        form = forms.draw(some_digits(), np.random.default_rng(seed), style, paper, inverted=seed == 1)
+        form = form_generator.draw(some_digits(), np.random.default_rng(seed), style, paper, inverted=seed == 1)
 
         def rings(images):
             scores = np.full((len(images), 10), -20.0)
@@ -126,7 +126,7 @@ def test_lines_and_numbers_are_put_together(paper, style):
 
 
 def test_a_line_is_one_line_however_it_slopes(reader, digits):
-    form = forms.draw(digits, np.random.default_rng(4), forms.Style(tilt=4.0), lines=1, numbers=3)
+    form = form_generator.draw(digits, np.random.default_rng(4), form_generator.Style(tilt=4.0), lines=1, numbers=3)
     (result,) = page_reader.read([form.image.astype(np.float32) / 255], "line", reader.recogniser, 0.0)
     assert len(result.lines) == 1 and len(result.digits) == len(form.boxes)
 

@@ -61,16 +61,15 @@ def test_a_whole_number_where_a_fraction_is_due_is_refused_unless_it_was_convert
     channels=st.lists(st.integers(1, 40), min_size=1, max_size=3).map(tuple),
     dense=st.lists(st.integers(1, 90), max_size=2).map(tuple),
     kernel=st.integers(1, 7),
-    stride=st.integers(1, 2),
     pool=st.integers(1, 4),
     padding=st.sampled_from(["SAME", "VALID"]),
     head=st.sampled_from(["flatten", "average"]),
 )
 @settings(max_examples=30, deadline=None)
-def test_the_size_of_a_network_is_known_before_it_is_made(channels, dense, kernel, stride, pool, padding, head):
+def test_the_size_of_a_network_is_known_before_it_is_made(channels, dense, kernel, pool, padding, head):
     config = config_lib.default_config()
     config.model.update({"channels": channels, "dense": dense, "padding": padding, "head": head})
-    config.model.update({"kernel_sizes": (kernel,), "strides": (stride,), "pool_sizes": (pool,)})
+    config.model.update({"kernel_sizes": (kernel,), "pool_sizes": (pool,)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(config_lib, "_MOST_PARAMETERS", 0)
         with pytest.raises(UserError) as caught:
@@ -96,13 +95,13 @@ def test_unknown_and_missing_fields_are_named():
 
 def test_a_norm_of_one_number_is_refused():
     config = config_lib.default_config()
-    config.model.batch_norm, config.model.pool_sizes, config.model.strides = True, (1,), (2,)
-    config.model.channels = (2,) * 5  # 28, 14, 7, 4, 2, 1
+    config.model.batch_norm, config.model.pool_sizes = True, (2, 2, 2, 2, 1)
+    config.model.channels = (2,) * 5  # 28, 14, 7, 3, 1
     config_lib.check(config)
     config.batch_size = config.optimizer.accumulate_steps = 4
     with pytest.raises(UserError, match="one number at a time"):
         config_lib.check(config)
-    config.model.channels = (2,) * 4
+    config.model.channels, config.model.pool_sizes = (2,) * 4, (2,)
     config_lib.check(config)
     config.model.logits_batch_norm = True
     with pytest.raises(UserError, match="one number at a time"):

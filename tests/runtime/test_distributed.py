@@ -29,7 +29,7 @@ SMALL = (
     "--config.model.batch_norm=True",
     "--config.model.compute_dtype=float32",
     "--config.optimizer.learning_rate=0.01",
-    "--config.augment.cutout=4.0",
+    "--config.augment.strokes=1.0",
     *(f"--config.augment.{name}=0.0" for name in ("rotation", "shift", "zoom", "shear")),
     "--heartbeat_seconds=30",
 )

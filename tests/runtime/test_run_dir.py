@@ -26,6 +26,47 @@ def test_config_comes_back_as_it_was_written(directory):
     run_dir.check_directory(directory, config)
 
 
+def test_json_may_begin_with_a_byte_order_mark(directory):
+    path = directory / "config.json"
+    before = run_dir.read_config(directory)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert config_lib.flatten(run_dir.read_config(directory)) == config_lib.flatten(before)
+    path.write_text(path.read_text("utf-8-sig"), "utf-16")
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        run_dir.read_config(directory)
+    assert "\n" not in str(caught.value)
+
+
+def test_fields_that_are_gone_are_dropped_where_they_did_nothing(directory):
+    """As runs of earlier versions recorded them; those that trained with one are refused in one line."""
+    path = directory / "config.json"
+    recorded = run_dir.read_json(path)
+    neutral = {
+        "model": {"strides": [1, 1, 1], "pooling": "max", "conv_dropout_rate": 0.0},
+        "optimizer": {"decay_rate": 0.9},
+        "augment": {"elastic_alpha": 0.0, "elastic_sigma": 3.0, "cutout": 0.0},
+    }
+
+    def write(fields):
+        config = {key: recorded["config"][key] | fields.get(key, {}) for key in neutral}
+        run_dir.write_json(path, {"config": recorded["config"] | config})
+
+    write(neutral)
+    assert config_lib.flatten(run_dir.read_config(directory)) == config_lib.flatten(config_lib.default_config())
+    for group, key, value in (
+        ("model", "strides", [1, 2, 1]),
+        ("model", "pooling", "avg"),
+        ("model", "conv_dropout_rate", 0.1),
+        ("augment", "elastic_alpha", 8.0),
+        ("augment", "cutout", 4.0),
+        ("optimizer", "schedule", "exponential"),
+    ):
+        write({group: {key: value}})
+        with pytest.raises(UserError, match=re.escape(f"config.{group}.{key}={value!r} is ")) as caught:
+            run_dir.read_config(directory)
+        assert "\n" not in str(caught.value)
+
+
 def test_new_directories_never_collide(tmp_path):
     made = []
     for _ in range(3):

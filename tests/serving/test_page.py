@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from mnist_flax.data import datasets
+from mnist_flax.experiments.benchmarks import form_generator
 from mnist_flax.runtime import run_dir
 from mnist_flax.serving import app
-from tests import forms, strokes
+from tests import strokes
 from tests.server import Server, running
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -227,7 +228,7 @@ def test_the_threshold_is_told_as_it_is(browser, digits_run):
 @pytest.mark.parametrize("device", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_a_form_comes_back_annotated(open_page, server, digits_run, device):
     split = datasets.load(run_dir.read_config(digits_run)).test
-    form = forms.draw(split, np.random.default_rng(3), paper="boxed", lines=2)
+    form = form_generator.draw(split, np.random.default_rng(3), paper="boxed", lines=2)
     file = io.BytesIO()
     Image.fromarray(form.image).save(file, format="JPEG", quality=90)
     page = open_page(device)

@@ -19,11 +19,12 @@ from PIL import Image
 
 from mnist_flax import serve
 from mnist_flax.data import datasets
+from mnist_flax.experiments.benchmarks import form_generator
 from mnist_flax.inference import classifier, mistakes
 from mnist_flax.runtime import run_dir
 from mnist_flax.runtime.cli import UserError
 from mnist_flax.serving import json_api, openapi, schema
-from tests import forms, strokes
+from tests import strokes
 from tests.commands import command, finish, refusal
 from tests.server import Server, launch, running
 
@@ -43,8 +44,8 @@ def test_split(digits_run):
 
 
 @pytest.fixture(scope="module")
-def form(test_split) -> forms.Form:
-    return forms.draw(test_split, np.random.default_rng(1), paper="ruled", lines=2)
+def form(test_split) -> form_generator.Form:
+    return form_generator.draw(test_split, np.random.default_rng(1), paper="ruled", lines=2)
 
 
 def png(levels: np.ndarray, kind: str = "PNG") -> bytes:

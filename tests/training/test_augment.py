@@ -11,7 +11,6 @@ from skimage.transform import AffineTransform
 from sklearn.datasets import load_digits
 
 from mnist_flax.configs import default
-from mnist_flax.ops.random import uniform_bytes
 from mnist_flax.training import augment as aug
 from mnist_flax.training import step as train
 from mnist_flax.training.photometric import KINDS as PHOTOMETRIC
@@ -24,13 +23,9 @@ EVERYTHING = {
     "shift": 3.0,
     "zoom": 0.2,
     "shear": 0.3,
-    "elastic_alpha": 34.0,
-    "elastic_sigma": 4.0,
-    "cutout": 6,
     **dict.fromkeys(PHOTOMETRIC, 0.7),
     "probability": 0.5,
 }
-SETTINGS = ("elastic_sigma", "probability")  # which are not off at 0
 
 
 run = jax.jit(aug.augment)  # one compilation for each set of kinds and shape of batch
@@ -198,53 +193,9 @@ def test_kinds_draw_independently_of_each_other():
     np.testing.assert_allclose(both[:, :, 2], zoomed, atol=1e-3)
 
 
-@pytest.mark.parametrize("shape", [(28, 28), (13, 21)])
-def test_elastic_field_is_smoothed_noise(shape):
-    keys = keys_of(8)
-    noise = jax.vmap(lambda key: uniform_bytes(key, (2, *shape)))(keys)
-    field = jax.jit(aug.elastic_field, static_argnums=3)(keys, 34.0, 4.0, shape)
-    for i in range(8):
-        for axis in range(2):
-            want = 34 * scipy.ndimage.gaussian_filter(
-                np.asarray(noise[i, axis], np.float64), 4.0, mode="constant", truncate=8
-            )
-            np.testing.assert_allclose(field[i, axis], want, atol=1e-4)
-
-
-def test_elastic_moves_pixels_by_alpha():
-    def displacement(alpha):
-        seen = sources({"elastic_alpha": alpha, "elastic_sigma": 4.0}, 300)
-        return (seen - np.mgrid[:28, :28])[:, :, 10:18, 10:18]
-
-    once, twice = displacement(8.0), displacement(16.0)
-    np.testing.assert_allclose(2 * once, twice, atol=1e-4)
-    # Far from the border the field is the sum of noise of variance 1/3 with squared weights 1/(4 pi sigma^2).
-    assert once.std() == pytest.approx(8 / np.sqrt(3 * 4 * np.pi * 16), rel=0.05)
-    assert abs(once.mean()) < 0.02
-    assert abs(np.corrcoef(once[:, 0].mean((1, 2)), once[:, 1].mean((1, 2)))[0, 1]) < 0.2
-
-
-@pytest.mark.parametrize("side", [1, 2, 5, 8])
-def test_cutout_blanks_a_clipped_square(side):
-    centres = np.array([[0, 0], [9, 6], [4, 3], [0, 6]])
-    want = np.ones((4, 10, 7), np.float32)
-    for image, (row, column) in zip(want, centres, strict=True):
-        top, left = row - side // 2, column - side // 2
-        image[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = 0
-    for width in (side, jnp.float32(side)):  # a population passes a traced float
-        np.testing.assert_array_equal(jax.jit(aug.cutout)(jnp.ones((4, 10, 7)), centres, width), want)
-
-
-def test_cutout_falls_anywhere_alike():
-    images = run(keys_of(8_000), jnp.ones((8_000, 6, 5)), {"cutout": 1})
-    holes = np.asarray(images == 0)
-    assert (holes.sum((1, 2)) == 1).all()
-    assert scipy.stats.chisquare(holes.sum(0).ravel()).pvalue > 1e-3
-
-
-def test_everything_at_once_is_one_warp_then_cutout(digits):
+def test_all_moves_at_once_are_one_warp(digits):
     """The sources seen on ramps, given to SciPy, make the digits that `augment` makes."""
-    geometric = {name: EVERYTHING[name] for name in aug.KINDS[: aug.KINDS.index("cutout")]}
+    geometric = {name: EVERYTHING[name] for name in aug.MOVES}
     n = len(digits)
     got = np.asarray(run(keys_of(n), digits, geometric))
     seen = sources(geometric, n)
@@ -252,10 +203,6 @@ def test_everything_at_once_is_one_warp_then_cutout(digits):
     inside &= (seen > 1).all(1) & (seen < 26).all(1)  # at the border ramps mix with the background
     assert inside.mean() > 0.6
     np.testing.assert_allclose(got[inside], reference_warp(digits, seen)[inside], atol=1e-4)
-
-    holed = np.asarray(run(keys_of(n), digits, geometric | {"cutout": EVERYTHING["cutout"]}))
-    assert ((holed == got) | (holed == 0)).all()
-    assert (holed != got).any((1, 2)).mean() > 0.5
 
 
 def test_compiled_loop_takes_the_right_pixels(digits):
@@ -277,12 +224,12 @@ def test_compiled_loop_takes_the_right_pixels(digits):
 def test_nothing_on_is_nothing_done(digits):
     assert aug.augment(keys_of(len(digits)), digits, {}) is digits
     np.testing.assert_array_equal(run(keys_of(len(digits)), digits, {"tone": 0.5}), digits)  # probability 0 is no field
-    # The settings alone turn nothing on: configs/default.py has them.
-    assert aug.augment(keys_of(len(digits)), digits, {"elastic_sigma": 4.0, "probability": 0.2}) is digits
+    # The probability alone turns nothing on: configs/default.py has it.
+    assert aug.augment(keys_of(len(digits)), digits, {"probability": 0.2}) is digits
 
 
 def test_zero_strength_is_the_identity(digits):
-    zero = {name: EVERYTHING[name] if name in SETTINGS else 0.0 for name in EVERYTHING}
+    zero = dict.fromkeys(EVERYTHING, 0.0) | {"probability": EVERYTHING["probability"]}
     np.testing.assert_array_equal(run(keys_of(len(digits)), digits, zero), digits)
 
 
@@ -305,7 +252,7 @@ def test_an_example_does_not_depend_on_its_batch(digits):
 def test_populations_vary_the_strength(digits):
     """vmap and lax.map over members give what each member gives alone."""
     scale = jnp.array([0.0, 0.5, 1.0])
-    members = {name: value * scale for name, value in EVERYTHING.items()} | {"elastic_sigma": 3.0 + scale}
+    members = {name: value * scale for name, value in EVERYTHING.items()}
     keys = keys_of(64)
     batched = jax.jit(jax.vmap(aug.augment, (None, None, 0)))(keys, digits, members)
     mapped = jax.jit(lambda k, x, m: lax.map(lambda one: aug.augment(k, x, one), m))(keys, digits, members)
@@ -319,7 +266,7 @@ def test_augmentation_ends_gently(digits):
     fields = EVERYTHING | {"final_epochs": 2.5, "final_scale": 0.25}
     at = jax.jit(lambda epoch, fields: aug.strength_at(epoch, 10.0, fields))
     assert at(7.49, fields) == EVERYTHING
-    gentle = {name: value if name == "elastic_sigma" else value / 4 for name, value in EVERYTHING.items()}
+    gentle = {name: value / 4 for name, value in EVERYTHING.items()}
     assert at(7.5, fields) == pytest.approx(gentle) == at(9.99, fields)
     # Nothing is left where final_scale, at 0, is no field; without final_epochs there is no such end.
     assert at(9.0, {"rotation": 9.0, "final_epochs": 1.0}) == {"rotation": 0.0}

@@ -25,12 +25,10 @@ def schedule(name, **values):
 def test_schedules_are_those_of_optax(peak, warmup, final):
     steps = int(warmup * STEPS)
     mine = schedule("cosine", learning_rate=peak, warmup_epochs=warmup, final_scale=final)
-    theirs = optax.warmup_cosine_decay_schedule(0.0 if steps else peak, peak, steps, TOTAL, peak * final)
+    falling = optax.cosine_decay_schedule(peak, TOTAL - steps, final)
+    rising = optax.linear_schedule(peak / max(steps, 1), peak, max(steps - 1, 1))
+    theirs = optax.join_schedules([rising, falling], [steps]) if steps else falling
     np.testing.assert_allclose(mine, jax.vmap(theirs)(jnp.arange(TOTAL)), rtol=2e-4, atol=1e-8)
-
-    mine = schedule("exponential", learning_rate=peak, warmup_epochs=0.0, decay_rate=0.9)
-    theirs = optax.exponential_decay(peak, STEPS, 0.9)
-    np.testing.assert_allclose(mine, jax.vmap(theirs)(jnp.arange(TOTAL)), rtol=1e-5)
 
     if steps and final:
         mine = schedule("one_cycle", learning_rate=peak, warmup_epochs=warmup, final_scale=final)
@@ -40,8 +38,23 @@ def test_schedules_are_those_of_optax(peak, warmup, final):
 
 def test_constant_schedule_rises_then_stays():
     values = schedule("constant", learning_rate=0.5, warmup_epochs=2.0)
-    np.testing.assert_allclose(values[: 2 * STEPS], 0.5 * np.arange(2 * STEPS) / (2 * STEPS), rtol=1e-5)
+    np.testing.assert_allclose(values[: 2 * STEPS], 0.5 * np.arange(1, 2 * STEPS + 1) / (2 * STEPS), rtol=1e-5)
     np.testing.assert_allclose(values[2 * STEPS :], 0.5)
+    for warmup in (0.0, 0.5 / STEPS, 1 / STEPS):  # no step, less than one, one
+        np.testing.assert_allclose(schedule("constant", learning_rate=0.5, warmup_epochs=warmup), 0.5)
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "one_cycle"])
+def test_an_optimizer_that_estimates_its_step_size_survives_the_warmup(name):
+    """Prodigy (Mishchenko and Defazio 2024) divides by what the learning rates so far add up to."""
+    hyper = hyperparameters(default_config()) | {"optimizer.learning_rate": 1.0, "optimizer.warmup_epochs": 1.0}
+    optimizer = optax.contrib.prodigy(make_schedule(name, hyper, STEPS))
+    params = jnp.ones(3)
+    state = optimizer.init(params)
+    for _ in range(3):
+        updates, state = optimizer.update(2 * params, state, params)
+        params = optax.apply_updates(params, updates)
+    assert np.isfinite(params).all()
 
 
 def orthogonalized(m, key, gradient, momentum, t):
