@@ -33,7 +33,8 @@ def restored(config: ConfigDict, fields: Mapping[str, Any]) -> dict[str, Any]:
 def write_winner(place: Path, study: optuna.Study, config: ConfigDict) -> Path:
     """Writes the best trial's config as `winner.py`, which `mnist_flax.main --config=` runs."""
     trial = best_trial(study)
-    won = members.with_fields(config, restored(config, trial.user_attrs["config"]))
+    # The trial recorded the values of fields that refer to others, too.
+    won = members.with_fields(config.copy_and_resolve_references(), restored(config, trial.user_attrs["config"]))
     fields = {
         key: value
         for key, value in space.changed(config_lib.default_config(), won).items()

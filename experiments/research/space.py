@@ -165,7 +165,8 @@ def define(module: Any, config: ConfigDict) -> Definition:
     plan = _given(module, "plan") if hasattr(module, "plan") else Plan()
     derive = getattr(module, "derive", lambda config: None)
     definition = Definition(config, dict(space), sweep, plan, derive)
-    definition.trial_config({})  # which a confirmation trains beside the winner
+    baseline = definition.trial_config({})  # which a confirmation trains beside the winner
+    _check_seed(baseline, definition.trial_config({"seed": baseline.seed ^ 1}))
     for key in (key for entry in (space, *sweep) for key in entry):
         _check_key(key, config)
     for entry in sweep:
@@ -176,6 +177,12 @@ def define(module: Any, config: ConfigDict) -> Definition:
         _check_dimension(key, dimension, definition)
     _check_plan(plan, definition.space)
     return definition
+
+
+def _check_seed(config: ConfigDict, other: ConfigDict) -> None:
+    """Raises UserError if fields follow the seed: a confirmation repeats a recorded config under other seeds."""
+    if followers := changed(config, other).keys() - {"seed"}:
+        raise UserError(f"config.{min(followers)} follows config.seed: seeds of a study must train the same recipe")
 
 
 def _given(module: Any, name: str, kind: Callable = lambda given: given) -> Any:
