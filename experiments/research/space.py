@@ -130,13 +130,28 @@ class Definition:
 
     def identity(self) -> dict[str, Any]:
         """All that must not change while a study goes on, under readable names."""
-        fields = config_lib.flatten(self.config)
-        kept = {f"config.{key}": v for key, v in fields.items() if key not in ("data_dir", "archive_dir")}
+        kept = _named(self.config)
         searched = {f"space.{key}": dimension.describe() for key, dimension in self.space.items()}
         compared: dict[str, Any] = {"objective": self.plan.objective}
         if self.plan.objective == "epochs_to_target":  # evaluations are where it can be seen to be reached
             compared |= {"target": self.plan.target, "evaluations": self.plan.evaluations}
         return kept | searched | compared
+
+
+def _named(config: ConfigDict) -> dict[str, Any]:
+    """The fields of a config as an identity names them."""
+    fields = config_lib.flatten(config)
+    return {f"config.{key}": value for key, value in fields.items() if key not in ("data_dir", "archive_dir")}
+
+
+def recorded_identity(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity that a study recorded, with the defaults of what came after it, as `config.recorded` fills them in.
+
+    Raises:
+      UserError: it holds a field that there is no more.
+    """
+    fields = {key.removeprefix("config."): value for key, value in recorded.items() if key.startswith("config.")}
+    return {**recorded, **_named(config_lib.recorded(fields))}
 
 
 def define(module: Any, config: ConfigDict) -> Definition:

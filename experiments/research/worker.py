@@ -36,12 +36,19 @@ def join(name: str, definition: space.Definition, database: RDBStorage, director
         if recorded is None:
             study.set_user_attr("baseline", space.changed(definition.config, definition.trial_config({})))
             study.set_user_attr("identity", wanted)
-        elif changes := config_lib.differences(recorded, wanted):
+        elif changes := _changes(recorded, wanted, directory):
             raise UserError(
                 f"{directory} holds a study of another config ({'; '.join(changes)}): use another --workdir"
             )
         _queue_sweep(study, definition)
     return study
+
+
+def _changes(recorded: Mapping[str, Any], wanted: Mapping[str, Any], directory: Path) -> list[str]:
+    try:
+        return config_lib.differences(space.recorded_identity(recorded), wanted)
+    except UserError as error:
+        raise UserError(f"{directory} holds a study of another version ({error}): use another --workdir") from error
 
 
 def _queue_sweep(study: optuna.Study, definition: space.Definition) -> None:

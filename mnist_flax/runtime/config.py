@@ -329,6 +329,27 @@ def flatten(config: Mapping, prefix: str = "") -> dict:
     return fields
 
 
+def recorded(fields: Mapping) -> ConfigDict:
+    """The config of which JSON holds these fields, with the defaults of fields that came after it was written.
+
+    Raises:
+      UserError: it is none that could have been written.
+    """
+    config = default_config()
+    try:
+        values = flatten(fields)
+        for key, default in flatten(config).items():
+            if isinstance(default, tuple) and isinstance(values.get(key), list):
+                values[key] = tuple(values[key])
+        config.unlock()
+        config.update_from_flattened_dict(values)
+        config.lock()
+        check(config)
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError, RecursionError) as error:
+        raise UserError(cli.reason(error)) from error
+    return config
+
+
 def differences(recorded: Mapping, wanted: Mapping) -> list[str]:
     """Lines `KEY: recorded -> wanted` for each field that differs, but for where data lie, and `debug`."""
     old, new = flatten(recorded), flatten(wanted)
