@@ -1,6 +1,7 @@
 """What a study found, put to the test: winner and baseline under fresh seeds, each scored once on the test split."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def run_confirmation(place: Path, seeds: int, population: int, heartbeat: int, s
     sweep = [{**fields, "seed": seed} for seed in fresh for fields in (won, baseline)]
     # A range of seeds, not a choice: their number may grow.
     ranges = {**space.sweep_space(sweep), "seed": space.integer(FRESH, 2 * FRESH)}
-    definition = space.Definition(record.config, ranges, sweep, record.plan)
+    plan = replace(record.plan, repeats=1)
+    definition = space.Definition(record.config, ranges, sweep, plan)
     members.use_all_cores()
     programs = members.Programs.load(record.config)
     name = f"{record.name}, confirmation of trial {trial.number}"

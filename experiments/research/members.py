@@ -376,7 +376,7 @@ class Population:
 
 
 def with_fields(config: ConfigDict, fields: Mapping[str, object]) -> ConfigDict:
-    """A copy of a config in which dotted fields have other values; references to these fields follow, as in a recipe."""
+    """A copy of a config in which dotted fields have other values; references to them follow, as in a recipe."""
     changed = copy.deepcopy(config)
     changed.update_from_flattened_dict(dict(fields))
     return changed
