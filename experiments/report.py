@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnist_flax.experiments.research import extra, study_figures
+from mnist_flax.experiments.research import extra, outputs, study_figures
 from mnist_flax.experiments.research.study_figures import Axis, Trial
 
 from mnist_flax import report
@@ -24,10 +24,12 @@ EDGE = 0.05  # of a range, at either end: a best trial there says that the range
 IMPORTANCE_TRIALS = 8  # complete trials, at least, for a forest to mean anything
 CAPTIONS = {
     "scientific": "What the study asks about. Left, all trials by the scientific hyperparameter, a bar at the best; "
-    "then against every other range. Where a range is a choice of few, means over the trials in which all other such "
+    "then against every other range; an arrow with a number is a value above the axis. "
+    "Where a range is a choice of few, means over the trials in which all other such "
     "choices have their most frequent value.",
     "isolation": "Isolation plots: every trial against one hyperparameter at a time. Infeasible trials lie along the "
-    "top; dotted lines are the ends of a range; the best trial is ringed.",
+    "top; an arrow with a number is a value above the axis; dotted lines are the ends of a range; the best trial is "
+    "ringed.",
     "importance": "How much of the variance of the objective each hyperparameter explains by itself (fANOVA, Hutter et "
     "al. 2014; mean and deviation over ten forests), over complete trials and hyperparameters that all of them have.",
     "parallel": "Every complete trial as one line; the five best in colour. A broken line leaves out a range that does "
@@ -129,12 +131,13 @@ def write(place: Path) -> Path:
     failed = [trial for trial in study.get_trials(deepcopy=False) if "error" in trial.user_attrs]
     edges = edge_warnings(next(t for t in trials if t.number == best.number), shown)
     path = place / "report.html"
-    text = page(record, trials, failed, edges, confirmation, pictures)
+    text = page(place, record, trials, failed, edges, confirmation, pictures)
     files.write(path, text.encode(errors="backslashreplace"))
     return path
 
 
 def page(
+    place: Path,
     record: directory.Record,
     trials: Sequence[Trial],
     failed: Sequence[optuna.trial.FrozenTrial],
@@ -164,7 +167,7 @@ def page(
     if not confirmation:
         notes.append(
             "Nothing is confirmed yet: the best of many trials looks better than it is. "
-            "Run: python -m experiments.study confirm STUDY --seeds=10"
+            f"Run: {outputs.command('python', '-m', 'experiments.study', 'confirm', str(place), '--seeds=10')}"
         )
     notes += [f"Trial {trial.number} failed: {trial.user_attrs['error']}" for trial in failed[:5]]
     keys = list(record.scales)
@@ -189,6 +192,7 @@ def page(
     of = (
         f"Study <code>{escape(record.name)}</code>, dataset {escape(record.config.dataset)}; "
         f"trials compared by {escape(objective)} on validation data"
+        + (f", the mean over {plan.repeats} seeds of each" if plan.repeats > 1 else "")
     )
     return report.document(
         record.name,

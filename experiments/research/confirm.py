@@ -1,5 +1,6 @@
 """What a study found, put to the test: winner and baseline under fresh seeds, each scored once on the test split."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import optuna
 from ml_collections import ConfigDict
-from mnist_flax.experiments.research import directory, members, space, storage, worker
+from mnist_flax.experiments.research import directory, members, outputs, space, storage, worker
 from mnist_flax.experiments.summarize import spread
 
 from mnist_flax.runtime import cli, files, run_dir, terminal
@@ -45,8 +46,7 @@ def write_winner(place: Path, study: optuna.Study, config: ConfigDict) -> Path:
     path = place / "winner.py"
     # The study's name and the path come with the directory, and this file is run: they stand in comments, a line each.
     heading = f"Winner of the study {study.study_name}: trial {trial.number}, {trial.value:.6g} on validation data."
-    command = f"python -m mnist_flax.main --config={path}"
-    comments = "".join(f"# {cli.one_line(line)}\n" for line in (heading, command))
+    comments = "".join(f"# {cli.one_line(line)}\n" for line in (heading, training_command(path)))
     code = (
         f"{comments}\n"
         "from configs import default\n\n\n"
@@ -54,6 +54,16 @@ def write_winner(place: Path, study: optuna.Study, config: ConfigDict) -> Path:
     )
     files.write(path, code.encode())
     return path
+
+
+def training_command(recipe: Path) -> str:
+    """The command that trains a recipe. A colon in `--config` ends the path: such a recipe is copied first."""
+    train = ("python", "-m", "mnist_flax.main")
+    if ":" not in str(recipe):
+        return outputs.command(*train, f"--config={recipe}")
+    return (
+        f"{outputs.command('cp', '--', str(recipe), recipe.name)} && {shlex.join([*train, f'--config={recipe.name}'])}"
+    )
 
 
 def run_confirmation(place: Path, seeds: int, population: int, heartbeat: int, stop: Callable[[], bool]) -> None:
