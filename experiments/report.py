@@ -129,19 +129,21 @@ def write(place: Path) -> Path:
         drawn["seeds"] = study_figures.figure_seeds(confirmation)
     pictures = report.save_figures(place, drawn)
     failed = [trial for trial in study.get_trials(deepcopy=False) if "error" in trial.user_attrs]
-    edges = edge_warnings(next(t for t in trials if t.number == best.number), shown)
+    notes = edge_warnings(next(t for t in trials if t.number == best.number), shown)
+    if not confirmation:
+        confirming = outputs.command("python", "-m", "experiments.study", "confirm", str(place), "--seeds=10")
+        notes.append(f"Nothing is confirmed yet: the best of many trials looks better than it is. Run: {confirming}")
     path = place / "report.html"
-    text = page(place, record, trials, failed, edges, confirmation, pictures)
+    text = page(record, trials, failed, notes, confirmation, pictures)
     files.write(path, text.encode(errors="backslashreplace"))
     return path
 
 
 def page(
-    place: Path,
     record: directory.Record,
     trials: Sequence[Trial],
     failed: Sequence[optuna.trial.FrozenTrial],
-    edges: Sequence[str],
+    notes: Sequence[str],
     confirmation: Mapping[str, Any] | None,
     pictures: Mapping[str, bytes],
 ) -> str:
@@ -163,13 +165,7 @@ def page(
         note = f"winner over baseline, {len(confirmation['seeds'])} seeds"
         tiles.append(("test accuracy", terminal.percent(scores["winner"]["mean"]), "winner, mean over fresh seeds"))
         tiles.append(("difference", f"{100 * gap['mean']:+.2f} +- {100 * gap['half_interval']:.2f}", f"points, {note}"))
-    notes = [*edges]
-    if not confirmation:
-        notes.append(
-            "Nothing is confirmed yet: the best of many trials looks better than it is. "
-            f"Run: {outputs.command('python', '-m', 'experiments.study', 'confirm', str(place), '--seeds=10')}"
-        )
-    notes += [f"Trial {trial.number} failed: {trial.user_attrs['error']}" for trial in failed[:5]]
+    failures = [f"Trial {trial.number} failed: {trial.user_attrs['error']}" for trial in failed[:5]]
     keys = list(record.scales)
     rows = [
         (
@@ -183,10 +179,10 @@ def page(
         (key, scale["kind"].replace("_", "-"), _span(scale), "scientific" if key in plan.scientific else "nuisance")
         for key, scale in record.scales.items()
     ]
-    warnings_list = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    warnings_list = "".join(f"<li>{escape(note)}</li>" for note in (*notes, *failures))
     blocks = "".join(report.figure_block(name, picture, CAPTIONS[name]) for name, picture in pictures.items())
     heading = plan.question or f"Study {record.name}"
-    mind = f"<section class='notes'><h2>Mind</h2><ul>{warnings_list}</ul></section>" if notes else ""
+    mind = f"<section class='notes'><h2>Mind</h2><ul>{warnings_list}</ul></section>" if warnings_list else ""
     head = ("trial", objective, *map(study_figures.short, keys))
     space_table = report.table(ranges, ("hyperparameter", "range", "values", "role"))
     of = (
