@@ -1,6 +1,6 @@
 """Draws what the augmentation of a recipe makes of digits: `python -m experiments.augmentations`.
 
-    python -m experiments.augmentations [--config=configs/record.py] [--config.KEY=VALUE ...] [--figure=FIGURE.png]
+    python -m experiments.augmentations [--config=configs/record.py] [--config.KEY=VALUE ...] [--output=DIR]
 
 One example of each class, in rows: as it is; moved, all geometric kinds together; under each other kind that the recipe
 has on, at the strength it sets, but every example; and three times as training sees it.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _CONFIG, _ARGUMENTS = config_lib.define_flag()
-_FIGURE = flags.DEFINE_string("figure", "augmentations.png", "where the figure is written")
+_OUTPUT = flags.DEFINE_string("output", ".", "directory to write augmentations.png to.")
 _TRAINED = 3  # rows
 
 Images = Float[np.ndarray, "examples 28 28"]
@@ -66,9 +66,9 @@ def figure_augmentations(found: dict[str, Images]) -> "Figure":
 
 def main(argv: list[str]) -> None:
     config_lib.refuse_arguments(argv)
-    config, path = _CONFIG.value, Path(_FIGURE.value)
+    config = _CONFIG.value
     config_lib.check(config)
-    outputs.check("figure", path, ".png")
+    (path,) = outputs.check_directory("output", Path(_OUTPUT.value), "augmentations.png")
     from mnist_flax.data import datasets
 
     train = datasets.load(config).train
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
     fields = {name: value for name, value in config.augment.items() if value}
     found = rows(train.images[first].astype(np.float32) / 255, fields, config.seed)
     figure_augmentations(found).savefig(path, format="png")
-    print(f"written to {path}")
+    print(f"written: {path.resolve()}")
 
 
 if __name__ == "__main__":

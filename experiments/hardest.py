@@ -1,4 +1,4 @@
-"""The test images that most runs read wrong: `python -m experiments.hardest RUN... [--figure=hardest.png]`.
+"""The test images that most runs read wrong: `python -m experiments.hardest RUN... [--output=DIR]`.
 
 Draws them with label and votes, the most often wrong first, and writes the same beside the figure as JSON. Runs may be
 seeds of a recipe, other recipes, or both. Labels of MNIST's test split that people found wrong are marked: all fifteen
@@ -22,7 +22,7 @@ from mnist_flax.runtime import cli, model_flags
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FIGURE = flags.DEFINE_string("figure", "hardest.png", "PNG file to write; what it shows goes beside it as .json.")
+_OUTPUT = flags.DEFINE_string("output", ".", "directory to write hardest.png and hardest.json to.")
 _MOST = flags.DEFINE_integer("most", 30, "how many images at most.", lower_bound=1)
 
 
@@ -142,10 +142,7 @@ def main(argv: list[str]) -> None:
     from mnist_flax.runtime import devices, run_dir, terminal
 
     run_dir.distinct(argv[1:])
-    figure = Path(_FIGURE.value)
-    details = figure.with_suffix(".json")
-    outputs.check("figure", figure, ".png")
-    outputs.check("figure", details)
+    figure, details = outputs.check_directory("output", Path(_OUTPUT.value), "hardest.png", "hardest.json")
     devices.keep_compiled_programs()
     runs = [model_flags.load(directory) for directory in argv[1:]]
     if len(datasets := {trained.config.dataset for trained in runs}) > 1:
@@ -173,7 +170,7 @@ def main(argv: list[str]) -> None:
     terminal.console.print(table)
     known = sum(item.label_error is not None for item in hard)
     print(f"{len(hard)} test images are read wrong by {readers(len(runs))}, {known} of them known label errors")
-    print(f"written to {figure} and {details}")
+    print(f"written: {figure.resolve()} and {details.resolve()}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_flax import report
 from mnist_flax.evaluation import html
-from mnist_flax.experiments.research import extra, study_figures
+from mnist_flax.experiments.research import extra, outputs, study_figures
 from mnist_flax.experiments.research.study_figures import Axis, Trial
 from mnist_flax.runtime import cli, files, terminal
 
@@ -24,10 +24,12 @@ EDGE = 0.05  # of a range, at either end: a best trial there says that the range
 IMPORTANCE_TRIALS = 8  # complete trials, at least, for a forest to mean anything
 CAPTIONS = {
     "scientific": "What the study asks about. Left, all trials by the scientific hyperparameter, a bar at the best; "
-    "then against every other range. Where a range is a choice of few, means over the trials in which all other such "
+    "then against every other range; an arrow with a number is a value above the axis. "
+    "Where a range is a choice of few, means over the trials in which all other such "
     "choices have their most frequent value.",
     "isolation": "Isolation plots: every trial against one hyperparameter at a time. Infeasible trials lie along the "
-    "top; dotted lines are the ends of a range; the best trial is ringed.",
+    "top; an arrow with a number is a value above the axis; dotted lines are the ends of a range; the best trial is "
+    "ringed.",
     "importance": "How much of the variance of the objective each hyperparameter explains by itself (fANOVA, Hutter et "
     "al. 2014; mean and deviation over ten forests), over complete trials and hyperparameters that all of them have.",
     "parallel": "Every complete trial as one line; the five best in colour. A broken line leaves out a range that does "
@@ -127,9 +129,14 @@ def write(place: Path) -> Path:
         drawn["seeds"] = study_figures.figure_seeds(confirmation)
     pictures = report.save_figures(place, drawn)
     failed = [trial for trial in study.get_trials(deepcopy=False) if "error" in trial.user_attrs]
-    edges = edge_warnings(next(t for t in trials if t.number == best.number), shown)
+    notes = edge_warnings(next(t for t in trials if t.number == best.number), shown)
+    if not confirmation:
+        confirming = outputs.command(
+            "python", "-m", "mnist_flax.experiments.study", "confirm", str(place), "--seeds=10"
+        )
+        notes.append(f"Nothing is confirmed yet: the best of many trials looks better than it is. Run: {confirming}")
     path = place / "report.html"
-    text = page(record, trials, failed, edges, confirmation, pictures)
+    text = page(record, trials, failed, notes, confirmation, pictures)
     files.write(path, text.encode(errors="backslashreplace"))
     return path
 
@@ -138,7 +145,7 @@ def page(
     record: directory.Record,
     trials: Sequence[Trial],
     failed: Sequence[optuna.trial.FrozenTrial],
-    edges: Sequence[str],
+    notes: Sequence[str],
     confirmation: Mapping[str, Any] | None,
     pictures: Mapping[str, bytes],
 ) -> str:
@@ -160,13 +167,7 @@ def page(
         note = f"winner over baseline, {len(confirmation['seeds'])} seeds"
         tiles.append(("test accuracy", terminal.percent(scores["winner"]["mean"]), "winner, mean over fresh seeds"))
         tiles.append(("difference", f"{100 * gap['mean']:+.2f} +- {100 * gap['half_interval']:.2f}", f"points, {note}"))
-    notes = [*edges]
-    if not confirmation:
-        notes.append(
-            "Nothing is confirmed yet: the best of many trials looks better than it is. "
-            "Run: python -m mnist_flax.experiments.study confirm STUDY --seeds=10"
-        )
-    notes += [f"Trial {trial.number} failed: {trial.user_attrs['error']}" for trial in failed[:5]]
+    failures = [f"Trial {trial.number} failed: {trial.user_attrs['error']}" for trial in failed[:5]]
     rows = [
         (
             str(trial.number),
@@ -185,8 +186,9 @@ def page(
         heading=plan.question or f"Study {record.name}",
         dataset=record.config.dataset,
         objective=objective,
+        repeats=plan.repeats,
         tiles=tiles,
-        notes=notes,
+        notes=[*notes, *failures],
         pictures=pictures,
         captions=CAPTIONS,
         best_trials=rows,

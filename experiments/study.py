@@ -25,9 +25,10 @@ _STORAGE = flags.DEFINE_string(
     "storage", None, "database: sqlite:///PATH, by default in the study directory, or postgresql://USER@HOST/DATABASE."
 )
 _TRIALS = flags.DEFINE_integer("trials", None, "size that the study grows to; by default a sweep's, else 64.", 1)
-_POPULATION = flags.DEFINE_integer("population", 16, "most trials that a worker trains at once.", 1)
+_POPULATION = flags.DEFINE_integer("population", 16, "most models that a worker trains at once.", 1)
 _SAMPLER = flags.DEFINE_enum("sampler", None, ["quasirandom", "tpe", "cmaes"], "by default the plan's.")
 _ROUNDS = flags.DEFINE_integer("rounds", None, "rounds of successive halving; by default the plan's.", 1, 6)
+_REPEATS = flags.DEFINE_integer("repeats", None, "seeds of every trial; by default the plan's, else 1.", 1, 1_000)
 _HEARTBEAT = flags.DEFINE_integer("heartbeat", 10, "seconds between a running trial's signs of life.", 1)
 _SEEDS = flags.DEFINE_integer("seeds", 10, "confirm: fresh seeds that winner and baseline are trained with.", 2)
 
@@ -49,7 +50,7 @@ def search(stop: cli.Stop) -> None:
     from mnist_flax.experiments.research import confirm, directory, members, space, storage, worker
 
     path = config_lib.recipe_path()
-    definition = space.define(load_module(path), _CONFIG.value)
+    definition = space.define(load_module(path), _CONFIG.value, _REPEATS.value)
     place = Path(_WORKDIR.value or Path("runs") / "studies" / Path(path).stem)
     print(place, flush=True)
     members.use_all_cores()
@@ -84,7 +85,7 @@ def main(argv: list[str]) -> int:
     from mnist_flax.experiments.research import confirm, storage
 
     confirming = argv[1:2] == ["confirm"]
-    others = ("config", "workdir", "storage", "trials", "sampler", "rounds") if confirming else ("seeds",)
+    others = ("config", "workdir", "storage", "trials", "sampler", "rounds", "repeats") if confirming else ("seeds",)
     if given := [name for name in others if flags.FLAGS[name].present]:
         raise cli.UserError(f"--{given[0]} is a flag of {'a search' if confirming else 'confirm'} alone: leave it out")
     stop = cli.Stop()

@@ -1,13 +1,15 @@
 """What a study found, put to the test: winner and baseline under fresh seeds, each scored once on the test split."""
 
+import shlex
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 from ml_collections import ConfigDict
 
-from mnist_flax.experiments.research import directory, members, space, storage, worker
+from mnist_flax.experiments.research import directory, members, outputs, space, storage, worker
 from mnist_flax.experiments.summarize import spread
 from mnist_flax.runtime import cli, files, run_dir, terminal
 from mnist_flax.runtime import config as config_lib
@@ -33,7 +35,8 @@ def restored(config: ConfigDict, fields: Mapping[str, Any]) -> dict[str, Any]:
 def write_winner(place: Path, study: optuna.Study, config: ConfigDict) -> Path:
     """Writes the best trial's config as `winner.py`, which `mnist_flax.main --config=` runs."""
     trial = best_trial(study)
-    won = members.with_fields(config, restored(config, trial.user_attrs["config"]))
+    # The trial recorded the values of fields that refer to others, too.
+    won = members.with_fields(config.copy_and_resolve_references(), restored(config, trial.user_attrs["config"]))
     fields = {
         key: value
         for key, value in space.changed(config_lib.default_config(), won).items()
@@ -43,8 +46,7 @@ def write_winner(place: Path, study: optuna.Study, config: ConfigDict) -> Path:
     path = place / "winner.py"
     # The study's name and the path come with the directory, and this file is run: they stand in comments, a line each.
     heading = f"Winner of the study {study.study_name}: trial {trial.number}, {trial.value:.6g} on validation data."
-    command = f"python -m mnist_flax.main --config={path}"
-    comments = "".join(f"# {cli.one_line(line)}\n" for line in (heading, command))
+    comments = "".join(f"# {cli.one_line(line)}\n" for line in (heading, training_command(path)))
     code = (
         f"{comments}\n"
         "from mnist_flax.configs import default\n\n\n"
@@ -52,6 +54,16 @@ def write_winner(place: Path, study: optuna.Study, config: ConfigDict) -> Path:
     )
     files.write(path, code.encode())
     return path
+
+
+def training_command(recipe: Path) -> str:
+    """The command that trains a recipe. A colon in `--config` ends the path: such a recipe is copied first."""
+    train = ("python", "-m", "mnist_flax.main")
+    if ":" not in str(recipe):
+        return outputs.command(*train, f"--config={recipe}")
+    return (
+        f"{outputs.command('cp', '--', str(recipe), recipe.name)} && {shlex.join([*train, f'--config={recipe.name}'])}"
+    )
 
 
 def run_confirmation(place: Path, seeds: int, population: int, heartbeat: int, stop: Callable[[], bool]) -> None:
@@ -74,7 +86,8 @@ def run_confirmation(place: Path, seeds: int, population: int, heartbeat: int, s
     sweep = [{**fields, "seed": seed} for seed in fresh for fields in (won, baseline)]
     # A range of seeds, not a choice: their number may grow.
     ranges = {**space.sweep_space(sweep), "seed": space.integer(FRESH, 2 * FRESH)}
-    definition = space.Definition(record.config, ranges, sweep, record.plan)
+    plan = replace(record.plan, repeats=1)
+    definition = space.Definition(record.config, ranges, sweep, plan)
     members.use_all_cores()
     programs = members.Programs.load(record.config)
     name = f"{record.name}, confirmation of trial {trial.number}"

@@ -90,7 +90,9 @@ def _check(name: Any, url: Any, plan: space.Plan, scales: Mapping[str, Any], fie
     """Raises ValueError for what `prepare` would never have written."""
     texts = all(isinstance(text, str) for text in (name, plan.question)) and name and isinstance(url, str | None)
     known = plan.objective in space.OBJECTIVES and plan.sampler in space.SAMPLERS and set(plan.scientific) <= fields
-    numbers = all(isinstance(number, int | float) for number in (plan.target, plan.evaluations, plan.rounds))
+    numbers = all(
+        isinstance(number, int | float) for number in (plan.target, plan.evaluations, plan.repeats, plan.rounds)
+    )
     if not (texts and known and numbers and scales and scales.keys() <= fields):
         raise ValueError("a field that cannot be")
     for scale in scales.values():

@@ -5,6 +5,7 @@ it alone. Members share a program if they differ only in what the compiled step 
 hyperparameters, length of the schedule, number of training examples. Others are grouped, each group compiled once.
 """
 
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -375,7 +376,7 @@ class Population:
 
 
 def with_fields(config: ConfigDict, fields: Mapping[str, object]) -> ConfigDict:
-    """A copy of a config in which dotted fields have other values."""
-    copy = config.copy_and_resolve_references()
-    copy.update_from_flattened_dict(dict(fields))
-    return copy
+    """A copy of a config in which dotted fields have other values; references to them follow, as in a recipe."""
+    changed = copy.deepcopy(config)
+    changed.update_from_flattened_dict(dict(fields))
+    return changed

@@ -1,6 +1,6 @@
 """Where trials are placed in a space: quasi-random points, and Optuna's samplers once there is something to learn from.
 
-All draw from Optuna trials, so any number of workers may ask at once.
+All draw from Optuna trials, and where they would try a point again they go to one near it: see `experiments.research.untried`.
 """
 
 import math
@@ -12,6 +12,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, TPESampler
 
+from mnist_flax.experiments.research import untried
 from mnist_flax.experiments.research.space import Dimension, Space, label
 
 
@@ -62,6 +63,45 @@ def _between(share: float, low: float, high: float, log: bool) -> float:
     if log:
         return math.exp(_between(share, math.log(low), math.log(high), log=False))
     return low + share * (high - low)
+
+
+class WithoutRepetition(BaseSampler):
+    """Another sampler's points, moved where they were tried; `tried` grows with what is drawn."""
+
+    def __init__(self, sampler: BaseSampler, space: Space, tried: list[untried.Point]):
+        self._sampler, self._space, self._tried = sampler, space, tried
+
+    def infer_relative_search_space(self, study, trial) -> dict:
+        return {key: distribution(dimension) for key, dimension in self._space.items()}
+
+    def sample_relative(self, study, trial, search_space) -> dict:
+        if "fixed_params" in trial.system_attrs:  # an entry of a sweep
+            return {}
+        proposed = self._sampler.sample_relative(study, trial, self._sampler.infer_relative_search_space(study, trial))
+
+        def propose(key: str) -> Any:
+            if key in proposed:
+                return _from_label(self._space[key], proposed[key])
+            return _from_label(self._space[key], self.sample_independent(study, trial, key, search_space[key]))
+
+        point = untried.draw(self._space, point_of(self._space, trial), propose, self._tried)
+        self._tried.append(point)
+        return {key: label(value) for key, value in point.items()}
+
+    def sample_independent(self, study, trial, param_name, param_distribution) -> Any:
+        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study, trial) -> None:
+        self._sampler.before_trial(study, trial)
+
+    def after_trial(self, study, trial, state, values) -> None:
+        self._sampler.after_trial(study, trial, state, values)
+
+
+def point_of(space: Space, trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
+    """The values that a trial has, or was queued with."""
+    params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+    return {key: _from_label(dimension, params[key]) for key, dimension in space.items() if key in params}
 
 
 def make_sampler(name: str, space: Space, seed: int, complete: int, asked: int) -> BaseSampler:
@@ -122,11 +162,8 @@ def suggest(trial: optuna.Trial, space: Space, fixed: Mapping[str, Any] | None =
     for key, dimension in space.items():
         if fixed is not None and key not in fixed:
             continue
-        if dimension.condition:
-            parent, values = dimension.condition
-            if overrides.get(parent) not in values:
-                continue
-        overrides[key] = _from_label(dimension, _draw(trial, key, dimension))
+        if dimension.applies(overrides):
+            overrides[key] = _from_label(dimension, _draw(trial, key, dimension))
     return overrides
 
 

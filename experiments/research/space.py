@@ -14,6 +14,7 @@ def sweep():  # instead: every combination that is to be tried
 
 import difflib
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -40,6 +41,7 @@ class Plan:
     target: float = 0.99  # validation accuracy, of epochs_to_target
     evaluations: int = 0  # of every trial, evenly over its steps; 0 is one an epoch of the longest
     sampler: Literal["quasirandom", "tpe", "cmaes"] = "quasirandom"
+    repeats: int = 1  # seeds, from config.seed on, that every trial is trained with; its value is their mean
     rounds: int = 1  # of successive halving: the worse half of a population stops at 1/2, 1/4, ... of its steps
 
 
@@ -57,6 +59,20 @@ class Dimension:
     def when(self, key: str, *values: Any) -> "Dimension":
         """The same range, there only where `key`, a choice or an integer named before it, has one of the values."""
         return replace(self, condition=(key, tuple(map(_plain, values))))
+
+    def applies(self, point: Mapping[str, Any]) -> bool:
+        """Whether a point with these values has a value of this range."""
+        if self.condition is None:
+            return True
+        parent, values = self.condition
+        return parent in point and point[parent] in values
+
+    @property
+    def count(self) -> float:
+        """How many values there are: infinity of a range of real numbers."""
+        if self.kind == "choice":
+            return len(self.values)
+        return self.high - self.low + 1 if self.kind == "integer" else math.inf
 
     def describe(self) -> str:
         """One line that tells this range from any other."""
@@ -130,17 +146,34 @@ class Definition:
 
     def identity(self) -> dict[str, Any]:
         """All that must not change while a study goes on, under readable names."""
-        fields = config_lib.flatten(self.config)
-        kept = {f"config.{key}": v for key, v in fields.items() if key not in ("data_dir", "archive_dir")}
+        kept = _named(self.config)
         searched = {f"space.{key}": dimension.describe() for key, dimension in self.space.items()}
-        compared: dict[str, Any] = {"objective": self.plan.objective}
+        compared: dict[str, Any] = {"objective": self.plan.objective, "repeats": self.plan.repeats}
         if self.plan.objective == "epochs_to_target":  # evaluations are where it can be seen to be reached
             compared |= {"target": self.plan.target, "evaluations": self.plan.evaluations}
         return kept | searched | compared
 
 
-def define(module: Any, config: ConfigDict) -> Definition:
+def _named(config: ConfigDict) -> dict[str, Any]:
+    """The fields of a config as an identity names them."""
+    fields = config_lib.flatten(config)
+    return {f"config.{key}": value for key, value in fields.items() if key not in ("data_dir", "archive_dir")}
+
+
+def recorded_identity(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity that a study recorded, with the defaults of what came after it, as `config.recorded` fills them in.
+
+    Raises:
+      UserError: it holds a field that there is no more.
+    """
+    fields = {key.removeprefix("config."): value for key, value in recorded.items() if key.startswith("config.")}
+    return {"repeats": Plan.repeats, **recorded, **_named(config_lib.recorded(fields))}
+
+
+def define(module: Any, config: ConfigDict, repeats: int | None = None) -> Definition:
     """Reads `search_space()` or `sweep()`, and `plan()` and `derive(config)` where there are any, off a config file.
+
+    `repeats` replaces those of the plan.
 
     Raises:
       UserError: there is no space, or one that no trial could come from.
@@ -163,9 +196,13 @@ def define(module: Any, config: ConfigDict) -> Definition:
         if not isinstance(space, Mapping) or not space:
             raise UserError("search_space() must return ranges by field, one or more: {'seed': space.integer(0, 9)}")
     plan = _given(module, "plan") if hasattr(module, "plan") else Plan()
+    if not isinstance(plan, Plan):
+        raise UserError(f"plan() must return a space.Plan, not {type(plan).__name__}")
+    plan = plan if repeats is None else replace(plan, repeats=repeats)
     derive = getattr(module, "derive", lambda config: None)
     definition = Definition(config, dict(space), sweep, plan, derive)
-    definition.trial_config({})  # which a confirmation trains beside the winner
+    baseline = definition.trial_config({})  # which a confirmation trains beside the winner
+    _check_seed(baseline, definition.trial_config({"seed": baseline.seed ^ 1}))
     for key in (key for entry in (space, *sweep) for key in entry):
         _check_key(key, config)
     for entry in sweep:
@@ -175,7 +212,16 @@ def define(module: Any, config: ConfigDict) -> Definition:
     for key, dimension in definition.space.items():
         _check_dimension(key, dimension, definition)
     _check_plan(plan, definition.space)
+    if plan.repeats > 1 and "seed" in definition.space:
+        raise UserError(f"{plan.repeats} repeats are trials with other seeds, and seed is in the space: use either")
+    definition.trial_config({"seed": config.seed + plan.repeats - 1})
     return definition
+
+
+def _check_seed(config: ConfigDict, other: ConfigDict) -> None:
+    """Raises UserError if fields follow the seed: a confirmation repeats a recorded config under other seeds."""
+    if followers := changed(config, other).keys() - {"seed"}:
+        raise UserError(f"config.{min(followers)} follows config.seed: seeds of a study must train the same recipe")
 
 
 def _given(module: Any, name: str, kind: Callable = lambda given: given) -> Any:
@@ -205,13 +251,12 @@ def changed(base: ConfigDict, config: ConfigDict) -> dict[str, Any]:
 
 
 def _check_plan(plan: Plan, space: Space) -> None:
-    if not isinstance(plan, Plan):
-        raise UserError(f"plan() must return a space.Plan, not {type(plan).__name__}")
     if plan.objective not in OBJECTIVES or plan.sampler not in SAMPLERS:
         raise UserError(f"plan(): objective is one of {', '.join(OBJECTIVES)}, sampler one of {', '.join(SAMPLERS)}")
     for name, kind, low, high in (
         ("target", int | float, 0, 1),
         ("evaluations", int, 0, None),
+        ("repeats", int, 1, 1_000),
         ("rounds", int, 1, 6),  # as --rounds allows
     ):
         value = getattr(plan, name)

@@ -106,9 +106,12 @@ def _set_y(axes: Axes, values: Sequence[float], objective: str) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    form = (lambda v, _: f"{100 * v:g} %") if objective == "validation_error" else (lambda v, _: f"{v:g}")
-    axes.yaxis.set_major_formatter(FuncFormatter(form))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _shown(v, objective)))
     axes.grid(True, axis="y")
+
+
+def _shown(value: float, objective: str) -> str:
+    return f"{100 * value:.3g} %" if objective == "validation_error" else f"{value:.3g}"
 
 
 def _label_y(objective: str) -> str:
@@ -121,9 +124,20 @@ def ranked(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _cap(values: Sequence[float]) -> float:
-    """Where to cut the objective's axis, so that a few hopeless trials do not flatten the rest."""
-    ordered = np.sort(values)
-    return float(max(ordered[int(0.97 * (len(ordered) - 1))], ordered[0] * 1.5))
+    """Where the objective's axis ends, so that a few hopeless trials do not flatten the rest: see `_within`."""
+    return float(min(max(values), 20 * np.median(values)))
+
+
+def _within(axes: Axes, points: Sequence[tuple[float, float]], cap: float, objective: str) -> list[float]:
+    """Heights of the points as drawn; those above the cap lie at its rim, and get an arrow and their value."""
+    rim = 1.15 * cap
+    for x, y in points:
+        if cap < y < math.inf:
+            axes.plot(x, rim, "^", color="#111111", markersize=9, fillstyle="none", clip_on=False)
+            axes.annotate(
+                _shown(y, objective), (x, rim), (7, 0), textcoords="offset points", va="center", annotation_clip=False
+            )
+    return [y if y <= cap else rim for _, y in points]
 
 
 @styled
@@ -137,14 +151,12 @@ def figure_isolation(trials: Sequence[Trial], axes_of: Sequence[Axis], objective
     panels = np.atleast_1d(figure.subplots(rows, columns, sharey=True)).ravel()
     complete = ranked(trials)
     best, cap = complete[0], _cap([t.value for t in complete])
-    top = cap * 1.15
     random = np.random.default_rng(0)
     for axes, axis in zip(panels, axes_of, strict=False):
         drawn: dict[int, tuple[float, float]] = {}  # by number of the trial
         for kind, colour, marker, label in (
             ([t for t in trials if t.outcome == "stopped"], GREY, "+", "stopped early"),
-            ([t for t in complete if t.value <= cap], BLUE, "o", "complete"),
-            ([t for t in complete if t.value > cap], BLUE, "^", "complete, off the scale"),
+            (complete, BLUE, "o", "complete"),
             ([t for t in trials if t.outcome == "diverged"], VERMILION, "x", "infeasible: diverged"),
         ):
             there = [t for t in kind if axis.key in t.params]
@@ -152,13 +164,13 @@ def figure_isolation(trials: Sequence[Trial], axes_of: Sequence[Axis], objective
                 continue
             jitter = random.uniform(-0.15, 0.15, len(there)) if axis.ticks else np.zeros(len(there))
             x = [axis.place(t.params[axis.key]) + j for t, j in zip(there, jitter, strict=True)]
-            y = [t.value if t.value <= cap else top for t in there]
+            y = _within(axes, list(zip(x, (t.value for t in there), strict=True)), cap, objective)
             axes.scatter(x, y, s=26, color=colour, marker=marker, label=label, alpha=0.75, linewidths=1.3)
             drawn |= {t.number: (a, b) for t, a, b in zip(there, x, y, strict=True)}
         if best.number in drawn:
             axes.plot(*drawn[best.number], "o", markersize=13, fillstyle="none", color=VERMILION, mew=1.8, label="best")
         _set_x(axes, axis)
-        _set_y(axes, [best.value, top], objective)
+        _set_y(axes, [best.value, cap], objective)
     for axes in panels[len(axes_of) :]:
         axes.set_axis_off()
     for axes in panels[::columns]:
@@ -181,7 +193,7 @@ def figure_importance(importance: Mapping[str, tuple[float, float]]) -> Figure:
     for i, mean in enumerate(means):
         axes.annotate(f"{100 * mean:.0f} %", (mean + deviations[i], i), (6, 0), textcoords="offset points", va="center")
     axes.set_yticks(range(len(names)), [short(name) for name in names])
-    axes.set_xlim(0, max(means + deviations) * 1.2)
+    axes.set_xlim(min(0, *(means - deviations) * 1.1), max(means + deviations) * 1.2)
     axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.0f} %")
     axes.set_xlabel("share of the variance explained (fANOVA)")
     return figure
@@ -247,7 +259,7 @@ def figure_curves(trials: Sequence[Trial]) -> Figure:
         axes.set_xscale("log")
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation error")
-    _set_y(axes, [e for e in errors if e > 0], "validation_error")
+    _set_y(axes, errors, "validation_error")
     axes.legend(title="best trials", fontsize=9.5, framealpha=0.95, edgecolor="white")
     return figure
 
@@ -303,8 +315,9 @@ def figure_scientific(trials: Sequence[Trial], key: Axis, others: Sequence[Axis]
     cap = _cap([t.value for t in complete])
     for place, (value, (colour, marker)) in enumerate(zip(key.ticks, itertools.cycle(SERIES), strict=False)):
         mine = [t for t in complete if t.params[key.key] == value]
-        panels[0].scatter([place] * len(mine), np.minimum([t.value for t in mine], cap), s=18, color=colour, alpha=0.4)
-        lowest = min((t.value for t in mine), default=math.nan)
+        heights = _within(panels[0], [(place, t.value) for t in mine], cap, objective)
+        panels[0].scatter([place] * len(mine), heights, s=18, color=colour, alpha=0.4)
+        lowest = min(heights, default=math.nan)
         panels[0].plot([place - 0.25, place + 0.25], [lowest] * 2, color=colour, linewidth=2.5)
         for axes, other in zip(panels[1:], others, strict=False):
             there = [t for t in mine if other.key in t.params]
@@ -314,17 +327,17 @@ def figure_scientific(trials: Sequence[Trial], key: Axis, others: Sequence[Axis]
                 usual = {a.key: _most_frequent([t.params.get(a.key) for t in complete]) for a in apart}
                 there = [t for t in there if all(t.params.get(k) == v for k, v in usual.items())]
             points = _means([(other.place(t.params[other.key]), t.value) for t in there])
+            heights = _within(axes, points.tolist(), cap, objective)
             if other.ticks or len(points) < len(there) or (len(complete) > 12 * len(key.ticks) and len(others) == 1):
-                axes.plot(*points.T, linewidth=1.6, markersize=5, **style)
+                axes.plot(points[:, 0], heights, linewidth=1.6, markersize=5, **style)
             elif len(points):
-                axes.scatter(points[:, 0], np.minimum(points[:, 1], cap), s=30, alpha=0.8, **style)
+                axes.scatter(points[:, 0], heights, s=30, alpha=0.8, **style)
     _set_x(panels[0], key)
     panels[0].set_title("all trials; bars: the best")
     for axes, other in zip(panels[1:], others, strict=False):
         _set_x(axes, other)
     for axes in panels[: len(others) + 1]:
         _set_y(axes, [min(t.value for t in complete), cap], objective)
-        axes.set_ylim(top=cap * 1.05)
     for axes in panels[::columns]:
         axes.set_ylabel(_label_y(objective))
     for axes in panels[len(others) + 1 :]:

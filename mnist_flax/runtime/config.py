@@ -381,12 +381,28 @@ def flatten(config: Mapping, prefix: str = "") -> dict:
     return fields
 
 
-def without_removed(values: Mapping) -> dict:
-    """Flattened fields that a run recorded, less those that this version no longer has.
+def recorded(fields: Mapping) -> ConfigDict:
+    """The config of which JSON holds these fields, with the defaults of fields that came after it was written.
 
     Raises:
-      UserError: one of those did something.
+      UserError: it is none that could have been written, or sets a field that this version no longer has.
     """
+    config = default_config()
+    try:
+        values = _without_removed(flatten(fields))
+        for key, default in flatten(config).items():
+            if isinstance(default, tuple) and isinstance(values.get(key), list):
+                values[key] = tuple(values[key])
+        config.unlock()
+        config.update_from_flattened_dict(values)
+        config.lock()
+        check(config)
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError, RecursionError) as error:
+        raise UserError(cli.reason(error)) from error
+    return config
+
+
+def _without_removed(values: Mapping) -> dict:
     for key, neutral in _REMOVED.items():
         entries = value if isinstance(value := values.get(key, neutral), list | tuple) else [value]
         if neutral is not None and any(entry != neutral for entry in entries):

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from mnist_flax.runtime import cli, files
 from mnist_flax.runtime import config as config_lib
-from mnist_flax.runtime.cli import UserError, reason
+from mnist_flax.runtime.cli import UserError
 
 _PACKAGES = "mnist_flax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "grain", "numpy"
 CHECKPOINTS, FIGURES, TENSORBOARD = "checkpoints", "figures", "tb"
@@ -263,19 +263,11 @@ def read_recorded(directory: Path) -> dict[str, Any]:
 
 
 def _config(directory: Path, fields: Mapping[str, Any]) -> ConfigDict:
-    path, config = directory / "config.json", config_lib.default_config()
     try:
-        values = config_lib.without_removed(config_lib.flatten(fields))
-        for key, default in config_lib.flatten(config).items():
-            if isinstance(default, tuple) and isinstance(values.get(key), list):
-                values[key] = tuple(values[key])
-        config.unlock()
-        config.update_from_flattened_dict(values)
-        config.lock()
-        config_lib.check(config)
-    except (UserError, TypeError, ValueError, AttributeError, KeyError, OverflowError, RecursionError) as error:
-        raise UserError(f"{path} was damaged or is from another version: {reason(error)}") from error
-    return config
+        return config_lib.recorded(fields)
+    except UserError as error:
+        path = directory / "config.json"
+        raise UserError(f"{path} was damaged or is from another version: {error}") from error
 
 
 def load_run(directory: Path | str, which: str | None = None) -> Run:

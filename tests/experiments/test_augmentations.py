@@ -15,10 +15,10 @@ from tests.commands import command, refusal
     ],
 )
 def test_rows_are_the_kinds_that_are_on(overrides, rows, tmp_path, digits_data_dir):
-    path = tmp_path / "augmentations.png"
+    path = tmp_path / "place" / "augmentations.png"
     recipe = ("--config=configs/digits.py", f"--config.data_dir={digits_data_dir}")
-    out = command("experiments.augmentations", *recipe, *overrides, f"--figure={path}").stdout
-    assert f"written to {path}" in out
+    out = command("experiments.augmentations", *recipe, *overrides, f"--output={path.parent}").stdout
+    assert out.splitlines()[-1] == f"written: {path}"
     with Image.open(path) as image:
         assert image.height == pytest.approx(0.64 * 160 * rows, abs=2)
         pixels = image.convert("L")
@@ -30,9 +30,9 @@ def test_rows_are_the_kinds_that_are_on(overrides, rows, tmp_path, digits_data_d
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--figure=no/such/place.png", "cannot be written (No such file or directory)"),
-        ("--figure={}/directory.png", "it is a directory"),
-        ("--figure=figure.gif", "must be a .png file"),
+        ("--output={}/file/place", "cannot be made (Not a directory)"),
+        ("--output={}", "it is a directory"),
+        ("--output={}/file", "name a directory"),
         ("--config.augment.tone=2.0", "out of range: use a number from 0.0 to 1.0"),
         ("--config.augment.tones=0.5", "did you mean"),
         ("--config.augment.final_epochs=99.0", "longer than the run"),
@@ -40,5 +40,6 @@ def test_rows_are_the_kinds_that_are_on(overrides, rows, tmp_path, digits_data_d
     ],
 )
 def test_wrong_inputs_get_one_line(argument, message, tmp_path):
-    (tmp_path / "directory.png").mkdir()
+    (tmp_path / "augmentations.png").mkdir()
+    (tmp_path / "file").touch()
     assert message in refusal("experiments.augmentations", argument.format(tmp_path))

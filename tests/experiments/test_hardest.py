@@ -61,22 +61,23 @@ def test_no_text_of_the_figure_touches_another(dataset):
 
 
 def test_command_draws_and_writes(digits_run, tmp_path):
-    figure = tmp_path / "hard.png"
-    out = command("experiments.hardest", digits_run, f"--figure={figure}", "--most=2").stdout
-    written = json.loads((tmp_path / "hard.json").read_text())
+    place = tmp_path / "new" / "place"
+    out = command("experiments.hardest", digits_run, f"--output={place}", "--most=2").stdout
+    assert out.splitlines()[-1] == f"written: {place / 'hardest.png'} and {place / 'hardest.json'}"
+    written = json.loads((place / "hardest.json").read_text())
     trained = run_dir.load_run(digits_run)
     images, labels = datasets.load(trained.config).test
     wrong = np.flatnonzero(classifier.make_logits(trained)(images).argmax(axis=1) != labels)
     assert [item["number"] for item in written["hardest"]] == wrong.tolist() and len(wrong) > 2
     assert f"{len(wrong)} test images" in out
     assert all(sum(item["votes"].values()) == 1 for item in written["hardest"])
-    assert Image.open(figure).width > 900
+    assert Image.open(place / "hardest.png").width > 900
 
 
 def test_command_refuses_in_one_line(digits_run, tmp_path):
-    for name in ("a.png", "b.json"):
-        (tmp_path / name).mkdir()
-    figures = (tmp_path / "none" / "a.png", "a.txt", tmp_path / "a.png", tmp_path / "b.png")
+    (tmp_path / "a" / "hardest.json").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    places = (tmp_path / "a", tmp_path / "file", tmp_path / "file" / "b")
     twice = [digits_run, f"{digits_run}/"]
-    for arguments in ([], [tmp_path], twice, *([digits_run, f"--figure={path}"] for path in figures)):
+    for arguments in ([], [tmp_path], twice, *([digits_run, f"--output={path}"] for path in places)):
         refusal("experiments.hardest", *arguments)

@@ -132,6 +132,25 @@ def test_identity_holds_what_epochs_to_a_target_depend_on(change, told, tmp_path
         worker.join("study", other, database, tmp_path)
 
 
+def test_a_study_goes_on_when_fields_were_added_since(tmp_path):
+    definition = define(search_space=lambda: SPACE)
+    database = storage.connect(storage.default_url(tmp_path), heartbeat=60)
+    study = worker.join("study", definition, database, tmp_path)
+    older = definition.identity()
+    for key in ("config.model.padding", "config.model.strides", "repeats"):
+        del older[key]
+    study.set_user_attr("identity", older)
+    worker.join("study", definition, database, tmp_path)
+    config = default_config()
+    config.model.padding = "VALID"
+    other = space.Definition(config, SPACE, [], space.Plan(repeats=2))
+    with pytest.raises(UserError, match=r"config\.model\.padding: 'SAME' -> 'VALID'; repeats: 1 -> 2"):
+        worker.join("study", other, database, tmp_path)
+    study.set_user_attr("identity", {**older, "config.gone": 3})
+    with pytest.raises(UserError, match=r"another version .*config\.gone"):
+        worker.join("study", definition, database, tmp_path)
+
+
 def test_a_target_that_is_not_asked_for_makes_no_difference():
     plans = (space.Plan(), space.Plan(target=0.5, evaluations=3))
     first, second = (define(search_space=lambda: SPACE, plan=lambda p=plan: p).identity() for plan in plans)
@@ -215,6 +234,7 @@ def test_lists_may_be_given_for_tuples():
         ({"rounds": "3"}, "rounds='3' must be a whole number from 1 to 6"),
         ({"rounds": -2}, "rounds=-2 must be"),
         ({"rounds": 7}, "rounds=7 must be"),
+        ({"repeats": 0}, "repeats=0 must be a whole number from 1"),
         ({"evaluations": 2.0}, "evaluations=2.0 must be"),
         ({"question": None}, "question is a text"),
         ({"scientific": RATE}, "scientific a tuple of fields"),

@@ -101,6 +101,47 @@ def test_the_ring_of_the_best_lies_on_its_dot_also_where_dots_are_spread():
     assert ring.get_xydata()[0].tolist() in dots.tolist() and ring.get_ydata()[0] == 0.02
 
 
+@pytest.mark.parametrize("highest", [0.22, 0.9, 1e10])
+def test_nothing_is_cut_off_without_an_arrow_and_its_number(highest):
+    ranges = {
+        "train_examples": {"kind": "choice", "values": [100, 1_000]},
+        "optimizer.name": {"kind": "choice", "values": ["adam", "sgd"]},
+        RATE: {"kind": "log_uniform", "low": 1e-4, "high": 0.1, "log": True},
+    }
+    key, *others = axes_of = [study_figures.make_axis(*each) for each in ranges.items()]
+    values = [highest, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08]
+    places = [
+        {key.key: (100, 1_000)[i % 2], "optimizer.name": ("adam", "sgd")[i % 4 > 1], RATE: 0.01} for i in range(8)
+    ]
+    trials = [Trial(i, *each, []) for i, each in enumerate(zip(places, ["complete"] * 8, values, strict=True))]
+    for figure in (
+        study_figures.figure_scientific(trials, key, others, "validation_loss"),
+        study_figures.figure_isolation(trials, axes_of, "validation_loss"),
+    ):
+        figure.draw_without_rendering()
+        for axes in (axes for axes in figure.axes if axes.axison):
+            drawn = [y for c in axes.collections for y in c.get_offsets()[:, 1]]
+            drawn += [y for line in axes.lines if line.get_marker() for y in line.get_ydata() if y not in (0, 1)]
+            low, high = axes.get_ylim()
+            assert low < min(drawn) and max(drawn) < high
+            numbers = [float(text.get_text()) for text in axes.texts]
+            arrows = [
+                line.get_ydata()[0]
+                for line in axes.lines
+                if line.get_marker() == "^" and line.get_fillstyle() == "none"
+            ]
+            assert len(numbers) == len(arrows) == (highest > 1)
+            of_means = [pytest.approx(highest / n, rel=0.01) for n in (1, 2, 4)]
+            assert all(number in of_means for number in numbers)
+            assert (max(drawn) >= 0.1 * highest) != bool(numbers)
+
+
+def test_a_curve_that_comes_to_no_error_at_all_is_drawn_to_its_end():
+    curve = [[step, step, 0.5, 0.5, accuracy] for step, accuracy in ((1, 0.5), (2, 0.9), (3, 1.0))]
+    axes = study_figures.figure_curves([Trial(0, {}, "complete", 0.0, curve)]).axes[0]
+    assert axes.get_yscale() == "linear" and axes.get_ylim()[0] < 0
+
+
 def test_a_trial_without_rivals_is_drawn_as_the_best():
     axis = study_figures.make_axis("num_epochs", {"kind": "integer", "low": 1, "high": 4, "log": False})
     trial = Trial(0, {"num_epochs": 2}, "complete", 0.02, [])
