@@ -127,18 +127,8 @@ def make(directory: Path, members: Sequence[Member], started: float) -> dict[str
             "train_seconds": sum(member["train_seconds"] for member in members),
         }
         # The training split would take longer than all the rest; `evaluate --split=train` scores it.
-        return finalize.finalize(
-            ensemble.model,
-            variables,
-            config,
-            splits,
-            directory,
-            mesh,
-            about,
-            started,
-            terminal.console,
-            also=("validation",),
-        )
+        place, show = (config, splits, directory, mesh), terminal.console
+        return finalize.finalize(ensemble.model, variables, *place, about, started, show, also=("validation",))
 
 
 def score_disjoint(ensemble: run_dir.Run, size: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Where trials are placed in a space: quasi-random points, and Optuna's samplers once there is something to learn from.
 
-All draw from Optuna trials, and where they would try a point again they go to one near it: see `experiments.research.untried`.
+All draw from Optuna trials, and where they would try a point again they go to one near it: see `untried`.
 """
 
 import math
