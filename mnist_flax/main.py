@@ -42,10 +42,10 @@ def main(argv: list[str]) -> int:
         from mnist_flax.runtime import devices
         from mnist_flax.training import finalize, loop
 
-        splits = datasets.load(config)
-        devices.keep_compiled_programs()
         mesh = devices.make_mesh()
         devices.check_batch(config, mesh)
+        splits = datasets.load(config)
+        devices.keep_compiled_programs()
         with run_dir.claim(directory) if is_first else contextlib.nullcontext():
             if is_first:
                 run_dir.check_directory(directory, config)  # another process may have come first

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 from mnist_flax.evaluation import figures, metrics
 from mnist_flax.runtime import cli, files, run_dir
 from mnist_flax.runtime import config as config_lib
+from mnist_flax.runtime.settings import pinned
 from mnist_flax.runtime.terminal import percent, plain, shown
 
 CAPTIONS = {
@@ -46,6 +47,7 @@ ROBUSTNESS_CAPTIONS = {
 }
 
 
+@pinned()
 def write(
     directory: Path,
     *,

@@ -14,10 +14,12 @@ from mnist_flax.data import datasets
 from mnist_flax.evaluation import metrics
 from mnist_flax.models import cnn
 from mnist_flax.runtime import cli, devices, distributed, run_dir, terminal
+from mnist_flax.runtime.settings import pinned
 from mnist_flax.training import checkpoint, step
 from mnist_flax.training.loop import Result
 
 
+@pinned()
 def conclude_training(config: ConfigDict, splits: datasets.Splits, result: Result, directory: Path, mesh: Mesh) -> None:
     """`finalize` of the model that `config.checkpoint.select` names; prints the summary."""
     num_classes = len(datasets.CLASS_NAMES[config.dataset])
@@ -43,6 +45,7 @@ def conclude_training(config: ConfigDict, splits: datasets.Splits, result: Resul
         terminal.print_summary(summary)
 
 
+@pinned()
 def conclude(
     network: cnn.CNN | cnn.Ensemble,
     variables: dict[str, Any],

@@ -16,6 +16,7 @@ from mnist_flax.data.feed import make_feed
 from mnist_flax.models.cnn import make_model
 from mnist_flax.runtime import devices, distributed, run_dir, terminal
 from mnist_flax.runtime.cli import RunError, UserError
+from mnist_flax.runtime.settings import pinned
 from mnist_flax.training import checkpoint, debug
 from mnist_flax.training import step as train
 from mnist_flax.training.optimizer import make_schedule
@@ -45,6 +46,7 @@ class _Epoch(NamedTuple):
     finite: jax.Array  # whether all of the state is
 
 
+@pinned()
 def fit(
     config: ConfigDict, splits: datasets.Splits, num_classes: int, directory: Path, mesh: Mesh, stop: Callable[[], bool]
 ) -> Result:

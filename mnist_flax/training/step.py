@@ -20,8 +20,10 @@ from ml_collections import ConfigDict
 
 from mnist_flax.inference.tta import Views
 from mnist_flax.models.cnn import CNN, Ensemble, make_model, normalize
+from mnist_flax.ops.random import make_key
 from mnist_flax.runtime.config import flatten
 from mnist_flax.runtime.devices import BATCH_AXIS, BATCHES, EVERYWHERE, put
+from mnist_flax.runtime.settings import pinned
 from mnist_flax.training.augment import augment, strength_at
 from mnist_flax.training.optimizer import Hyperparameters, make_optimizer, make_schedule, update_ema
 
@@ -71,7 +73,7 @@ def init_state(config: ConfigDict, num_classes: int, seed: Int[Array, ""] | int)
     """A fresh state. Jit it: `seed` may be traced, the rest of the config is static."""
     hyper = hyperparameters(config)
     model = make_model(config.model, hyper, num_classes).clone(impl="lax")  # the same parameters, traced in less time
-    variables = model.init(jax.random.fold_in(jax.random.key(seed), _INIT), jnp.zeros((1, 28, 28)))
+    variables = model.init(jax.random.fold_in(make_key(seed), _INIT), jnp.zeros((1, 28, 28)))
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     optimizer = make_optimizer(config, hyper, lambda step: 0.0)
     return TrainState(
@@ -94,9 +96,10 @@ def abstract_state(config: ConfigDict, num_classes: int, mesh: Mesh) -> TrainSta
 
 def abstract_variables(network: CNN | Ensemble, mesh: Mesh) -> dict:
     """The same for the variables alone of a network."""
-    return _replicated(lambda: network.init(jax.random.key(0), jnp.zeros((1, 28, 28))), mesh)
+    return _replicated(lambda: network.init(make_key(0), jnp.zeros((1, 28, 28))), mesh)
 
 
+@pinned()
 def _replicated(init: Callable, mesh: Mesh) -> Any:
     replicated = NamedSharding(mesh, EVERYWHERE)
     return jax.tree.map(
@@ -108,7 +111,7 @@ def example_keys(
     seed: Int[Array, ""] | int, purpose: int, step: Int[Array, ""], positions: Int[Array, " batch"]
 ) -> Key[Array, " batch"]:
     """One key for each example of a batch, from its position in the whole batch."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
+    key = jax.random.fold_in(jax.random.fold_in(make_key(seed), purpose), step)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
 
 
@@ -264,7 +267,7 @@ def make_train_steps(config: ConfigDict, num_classes: int, steps_per_epoch: int,
             check_vma=False,
         )(state, hyper, seed, images, labels, order, start, stop)
 
-    return jax.jit(sharded, donate_argnums=0)
+    return pinned()(jax.jit(sharded, donate_argnums=0))
 
 
 def split_batches(mesh: Mesh, images, labels, batch_size: int) -> tuple[Array, Array]:
@@ -306,9 +309,10 @@ def make_evaluate(model: CNN | Ensemble | Views, mesh: Mesh) -> Callable:
         out_specs=(EVERYWHERE, BATCHES),
         check_vma=False,
     )
-    return jax.jit(evaluate, out_shardings=NamedSharding(mesh, EVERYWHERE))
+    return pinned()(jax.jit(evaluate, out_shardings=NamedSharding(mesh, EVERYWHERE)))
 
 
+@pinned()
 def split_logits(
     evaluate: Callable, variables: dict, split, batch_size: int, mesh: Mesh
 ) -> Float[np.ndarray, "examples classes"]:
