@@ -32,10 +32,13 @@ def rows(images: Images, fields: dict[str, float], seed: int) -> dict[str, Image
     """What becomes of images in [0, 1], by the name of the row; `fields` are those of config.augment that are not 0."""
     import jax
 
+    from mnist_flax.ops.random import make_key
+    from mnist_flax.runtime.settings import pinned
     from mnist_flax.training.augment import KINDS, MOVES, augment
 
+    @pinned()
     def drawn(strength: dict[str, float], number: int) -> Images:
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), len(images))
+        keys = jax.random.split(jax.random.fold_in(make_key(seed), number), len(images))
         return np.asarray(augment(keys, jax.numpy.asarray(images), strength))
 
     strength = {kind: fields[kind] for kind in KINDS if kind in fields}
@@ -70,7 +73,9 @@ def main(argv: list[str]) -> None:
     config_lib.check(config)
     (path,) = outputs.check_directory("output", Path(_OUTPUT.value), "augmentations.png")
     from mnist_flax.data import datasets
+    from mnist_flax.runtime import devices
 
+    devices.available()
     train = datasets.load(config).train
     first = [int(np.flatnonzero(train.labels == label)[0]) for label in np.unique(train.labels)]
     fields = {name: value for name, value in config.augment.items() if value}

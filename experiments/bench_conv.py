@@ -17,7 +17,7 @@ from absl import flags
 from jax import lax
 
 from mnist_flax.ops import conv, matmul_conv
-from mnist_flax.runtime import cli
+from mnist_flax.runtime import cli, devices
 
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the activations")
 _BATCH = flags.DEFINE_integer("batch", 128, "examples", lower_bound=1)
@@ -59,6 +59,7 @@ def make_run(name: str, impl: conv.Implementation, inputs: tuple) -> Callable[[]
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise cli.UserError(f"{argv[1]!r} is no flag: see --help")
+    devices.available()
     rng = np.random.default_rng(0)
     print(f"{'':16}{'lax':>9}" + "".join(f"{f'{tile / 2**20:g} MB':>9}" for tile in TILES))
     for name, (side, channels, size, features, *_) in LAYERS.items():

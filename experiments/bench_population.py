@@ -138,7 +138,6 @@ def scaling(sizes: list[int]) -> None:
     from mnist_flax.experiments.research import members
 
     config = throughput.get_config()
-    members.use_all_cores()
     programs = members.Programs.load(config)
     mesh = programs.mesh.size
     terminal.console.print(f"{mesh} x {devices.describe(programs.mesh)['kind']}, {programs.mapping}")
@@ -184,6 +183,11 @@ def main(argv: list[str]) -> None:
         extra.require("optuna")
     if "torch" in _METHODS.value:
         extra.require("torch")
+    if "scaling" in _METHODS.value:
+        from mnist_flax.experiments.research import members
+
+        members.use_all_cores()
+        devices.available()
     datasets.load(throughput.get_config())  # prepared before anything is timed
     table = terminal.table("method", "seconds", "trials/hour", "validation accuracy, mean and best")
     for method in _METHODS.value:

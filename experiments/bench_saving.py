@@ -21,7 +21,7 @@ import jax
 from absl import flags
 
 from mnist_flax.data import datasets
-from mnist_flax.runtime import cli, run_dir, terminal
+from mnist_flax.runtime import cli, devices, run_dir, terminal
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.training import checkpoint
 from mnist_flax.training.state import init_state
@@ -52,6 +52,7 @@ def main(argv: list[str]) -> None:
         raise cli.UserError(f"--directory={_DIRECTORY.value} is no directory: make it, or name another")
     config = _CONFIG.value
     config_lib.check(config)
+    devices.available()
     state = jax.jit(lambda: init_state(config, len(datasets.CLASS_NAMES[config.dataset]), 0))()
     jax.block_until_ready(state)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6

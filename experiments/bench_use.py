@@ -98,6 +98,7 @@ def main(argv: list[str]) -> None:
     from mnist_flax.ocr import page_reader
     from mnist_flax.runtime import devices
 
+    devices.keep_compiled_programs()
     reader = classifier.load_reader(model_flags.load(argv[1]))
     splits = classifier.splits_at_hand(reader.run)
     if splits is None:

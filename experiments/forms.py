@@ -90,11 +90,12 @@ def main(argv: list[str]) -> None:
     from mnist_flax.experiments.benchmarks import form_generator
     from mnist_flax.inference import classifier
     from mnist_flax.ocr import page_reader
-    from mnist_flax.runtime import terminal
+    from mnist_flax.runtime import devices, terminal
 
     page_reader.require_packages()
     trained = model_flags.load(argv[1])
     config = trained.config
+    devices.keep_compiled_programs()
     reader = classifier.load_reader(trained)
     split = getattr(datasets.load(config), _SPLIT.value)
     if not len(split.labels):

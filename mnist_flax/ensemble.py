@@ -14,6 +14,7 @@ import numpy as np
 from absl import flags
 
 from mnist_flax.runtime import cli, run_dir, terminal
+from mnist_flax.runtime.settings import pinned
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the ensemble; a new one under runs/ if not given.")
 _DISJOINT = flags.DEFINE_integer(
@@ -78,6 +79,7 @@ def check_directory(directory: Path, paths: Sequence[Path]) -> None:
             )
 
 
+@pinned()
 def check_different(runs: Sequence[run_dir.Run]) -> None:
     """Raises UserError for two runs that are one and the same network, such as a run and its copy."""
     import jax

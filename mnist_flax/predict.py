@@ -132,8 +132,11 @@ def main(argv: list[str]) -> int:
         raise cli.UserError("name a run directory and images: python -m mnist_flax.predict RUN FILE...")
     from mnist_flax.inference import classifier as recogniser_lib
     from mnist_flax.ocr import page_reader
+    from mnist_flax.runtime import devices
 
     page_reader.require_packages()
+    devices.available()  # before a directory is made
+    devices.keep_compiled_programs()
     layout = _LAYOUT.value
     directory = Path(_ANNOTATE.value) if _ANNOTATE.value else None
     listed = listed_names(sys.stdin.buffer.read()) if "-" in argv and sys.stdin else []

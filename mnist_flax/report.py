@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from mnist_flax.evaluation import figures, html, metrics
 from mnist_flax.runtime import cli, files, run_dir
 from mnist_flax.runtime import config as config_lib
+from mnist_flax.runtime.settings import pinned
 from mnist_flax.runtime.terminal import percent, plain, shown
 
 CAPTIONS = {
@@ -44,6 +45,7 @@ ROBUSTNESS_CAPTIONS = {
 }
 
 
+@pinned()
 def draw(
     directory: Path,
     images: UInt8[np.ndarray, "examples height width"],

@@ -113,9 +113,11 @@ def serve(listener: socket.socket, host: str, allowed: Sequence[str], directory:
     import uvicorn
 
     from mnist_flax.inference import classifier
+    from mnist_flax.runtime import devices
     from mnist_flax.serving import app, http_limits
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    devices.keep_compiled_programs()
     reader = classifier.load_reader(model_flags.load(directory), threshold.FLAG.value)
     limits = app.Limits(round(_MAX_MEGABYTES.value * 1e6), round(_MAX_MEGAPIXELS.value * 1e6))
     server = uvicorn.Server(

@@ -54,9 +54,9 @@ def command(module: str, *arguments: object, status: int | None = 0, devices: in
     return finish(start(module, *arguments, devices=devices, cwd=cwd), status)
 
 
-def refusal(module: str, *arguments: object) -> str:
+def refusal(module: str, *arguments: object, **variables: str) -> str:
     """The one line in which a command refuses what it is given."""
-    error = command(module, *arguments, status=2).stderr
+    error = finish(start(module, *arguments, **variables), 2).stderr
     assert error.startswith("error: ") and error.count("\n") == 1, error
     return error
 

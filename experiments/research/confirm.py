@@ -76,7 +76,6 @@ def run_confirmation(place: Path, seeds: int, population: int, heartbeat: int, s
     database = storage.connect(record.storage, heartbeat)
     study = directory.open_study(record, database)
     trial = best_trial(study)
-    path = write_winner(place, study, record.config)
     baseline = restored(record.config, study.user_attrs["baseline"])
     won = restored(record.config, trial.user_attrs["config"])
     if {**won, "seed": 0} == {**baseline, "seed": 0}:
@@ -90,6 +89,7 @@ def run_confirmation(place: Path, seeds: int, population: int, heartbeat: int, s
     definition = space.Definition(record.config, ranges, sweep, plan)
     members.use_all_cores()
     programs = members.Programs.load(record.config)
+    path = write_winner(place, study, record.config)
     name = f"{record.name}, confirmation of trial {trial.number}"
     repeats = worker.join(name, definition, database, place)
     done = worker.Worker(

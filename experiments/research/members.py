@@ -27,6 +27,7 @@ from mnist_flax.experiments.benchmarks import cores
 from mnist_flax.models.cnn import make_model
 from mnist_flax.runtime import cli, devices
 from mnist_flax.runtime import config as config_lib
+from mnist_flax.runtime.settings import pinned
 from mnist_flax.training import augment, photometric, scoring
 from mnist_flax.training import step as train
 from mnist_flax.training.state import TrainState, hyperparameters, init_state
@@ -109,7 +110,7 @@ def use_all_cores() -> None:
 
 def make_mesh() -> Mesh:
     """All devices, each with its share of the members; a batch is never split."""
-    return Mesh(np.array(jax.devices()).reshape(-1, 1), (MEMBER_AXIS, devices.BATCH_AXIS))
+    return Mesh(np.array(devices.available()).reshape(-1, 1), (MEMBER_AXIS, devices.BATCH_AXIS))
 
 
 @lru_cache(maxsize=256)
@@ -158,11 +159,12 @@ class Programs:
         datasets.check_sizes(config)
         everything = config.copy_and_resolve_references()
         everything.train_examples = None
+        mesh = make_mesh()
         splits = datasets.load(everything)
         devices.keep_compiled_programs()
         # `map` trains a device's members in turn, best where one fills the device; `vmap` in step with each other.
         mapping = "map" if jax.default_backend() == "cpu" else "vmap"
-        return cls(splits, len(datasets.CLASS_NAMES[config.dataset]), make_mesh(), mapping, config.eval_batch_size)
+        return cls(splits, len(datasets.CLASS_NAMES[config.dataset]), mesh, mapping, config.eval_batch_size)
 
     def __init__(self, splits: datasets.Splits, num_classes: int, mesh: Mesh, mapping: str, eval_batch_size: int):
         self.splits, self.mesh, self.mapping = splits, mesh, mapping
@@ -211,7 +213,7 @@ class Programs:
 
             return lambda *own: shard(members, in_specs=(P(), over))(shared, own)
 
-        init = jax.jit(spread(partial(init_state, config, self._num_classes)))
+        init = pinned()(jax.jit(spread(partial(init_state, config, self._num_classes))))  # called in a thread
         # The data are arguments: as constants they would be compiled into the program.
         advance = jax.jit(lambda shared, *own: spread(one, *shared)(*own), donate_argnums=1)
         test = jax.jit(lambda batches, *own: spread(lambda b, s, h: score(s, h, b), batches)(*own))
@@ -321,6 +323,7 @@ class _Group:
 class Population:
     """Members of any programs, trained together from evaluation to evaluation."""
 
+    @pinned()
     def __init__(self, configs: Sequence[ConfigDict], programs: Programs, capacity: int = 0):
         """Draws initial parameters. Where it costs no time, programs are made for `capacity` members, and serve fewer.
 
@@ -342,6 +345,7 @@ class Population:
         """Whose training loss became NaN or infinite; such a member stopped there."""
         return np.array([bool(r) and not np.isfinite(r[-1].train_loss) for r in self.records])
 
+    @pinned()
     def advance(self, fraction: float, active: Bool[np.ndarray, " members"]) -> None:
         """Trains the active members to this fraction of their steps, and adds a record of each."""
         totals = np.array([member.total_steps for member in self.members])
@@ -353,11 +357,13 @@ class Population:
                     self.records[indices[i]].append(record)
         self._steps = np.maximum(targets, self._steps)
 
+    @pinned()
     def keep(self, active: Bool[np.ndarray, " members"]) -> None:
         """Gives up all other members for good, which spreads the active ones evenly over the devices."""
         for indices, group in self._groups:
             group.keep(np.flatnonzero(active[indices]))
 
+    @pinned()
     def test(self) -> list[dict[str, float] | None]:
         """Loss and accuracy on the test split of every member that was kept; None for others and the diverged."""
         scores: list[dict[str, float] | None] = [None] * len(self.members)
@@ -366,6 +372,7 @@ class Population:
                 scores[indices[i]] = None if self.diverged[indices[i]] else score
         return scores
 
+    @pinned()
     def states(self) -> list[TrainState | None]:
         """The states of the members that were kept, on the host."""
         states: list[TrainState | None] = [None] * len(self.members)

@@ -13,6 +13,7 @@ from mnist_flax.evaluation import calibration, metrics
 from mnist_flax.evaluation.calibration import Calibration
 from mnist_flax.runtime import cli, run_dir
 from mnist_flax.runtime.run_dir import Run, write_json
+from mnist_flax.runtime.settings import pinned
 
 # A batch is padded to the next of these, so that few programs are compiled.
 BATCH_SIZES = (1, 4, 16, 64, 256, 1024, 2048)
@@ -41,9 +42,7 @@ def load_reader(trained: Run, threshold: float | None = None) -> Reader:
       UserError: it does not read digits, or its calibration is damaged.
     """
     from mnist_flax.data import prepare
-    from mnist_flax.runtime import devices
 
-    devices.keep_compiled_programs()
     check_reads_digits(trained)
     logits = make_logits(trained)
     fitted = load_calibration(trained, logits)
@@ -65,6 +64,7 @@ def load_reader(trained: Run, threshold: float | None = None) -> Reader:
     return Reader(trained, recogniser, fitted.temperature, fitted.threshold if threshold is None else threshold)
 
 
+@pinned()
 def make_logits(run: Run) -> Recogniser:
     """Logits of any number of images, computed in float32 in padded batches of `BATCH_SIZES`."""
     import jax
@@ -76,6 +76,7 @@ def make_logits(run: Run) -> Recogniser:
         lambda parameters, images: folded.activations(run.model, parameters, cnn.normalize(images))["logits"]
     )
 
+    @pinned()
     def logits(images: Images) -> Float[np.ndarray, "digits classes"]:
         results = [np.zeros((0, len(run.class_names)), np.float32)]
         for start in range(0, len(images), BATCH_SIZES[-1]):
@@ -103,6 +104,7 @@ def check_reads_digits(run: Run) -> None:
         )
 
 
+@pinned()
 def load_calibration(run: Run, logits: Recogniser) -> Calibration | None:
     """Temperature and threshold of a run's model, from its validation examples.
 

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from mnist_flax.runtime.run_dir import Run
+from mnist_flax.runtime.settings import pinned
 
 PATCH, STEP = 5, 2  # pixels: side of what is covered at a time, and how far it moves
 
@@ -22,6 +23,7 @@ class Explanation(NamedTuple):
     occlusion: Float[np.ndarray, "28 28"]  # log-odds lost when the ink around a pixel is covered
 
 
+@pinned()
 def make_explain(run: Run, temperature: float) -> Callable[[UInt8[np.ndarray, "28 28"], int], Explanation]:
     """A compiled function that explains the probability of a class for an image, 255 being ink.
 
@@ -54,6 +56,7 @@ def make_explain(run: Run, temperature: float) -> Callable[[UInt8[np.ndarray, "2
         layers = folded.activations(network, parameters, image[None])
         return {name: x[0] for name, x in layers.items()}, gradient, lost
 
+    @pinned()
     def explain(image: UInt8[np.ndarray, "28 28"], target: int) -> Explanation:
         return Explanation(*jax.device_get(compiled(parameters, image, np.int32(target))))
 

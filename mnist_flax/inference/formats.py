@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from mnist_flax.runtime import cli, files
 from mnist_flax.runtime.run_dir import Run
+from mnist_flax.runtime.settings import pinned
 
 Images = UInt8[np.ndarray, "batch 28 28"]
 Predict = Callable[[Images], Float[np.ndarray, "batch classes"]]
@@ -296,6 +297,7 @@ class Export(NamedTuple):
     latencies: dict[int, dict[str, Latency]]  # by batch size, then by model: the format's name and "Flax"
 
 
+@pinned()
 def export(trained: Run, splits, name: str, directory: Path) -> Export:
     """Writes a run in the format `name` into `directory`, once it has proved itself on the test split of `splits`.
 

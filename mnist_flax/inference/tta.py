@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from mnist_flax.models.cnn import CNN, Ensemble
+from mnist_flax.ops.random import make_key
 from mnist_flax.runtime import cli
 from mnist_flax.training.augment import MOVES, augment
 
@@ -28,7 +29,7 @@ class Views(NamedTuple):
         """Logits [batch, classes] of images in [0, 1]: the logarithm of the mean of the probabilities."""
 
         def log_probabilities(view):
-            key = random.fold_in(random.key(0), view)
+            key = random.fold_in(make_key(0), view)
             moved = augment(jnp.broadcast_to(key, len(images)), images, self.strength)
             logits: Any = self.network.apply(variables, moved)
             return jax.nn.log_softmax(logits)

@@ -1,12 +1,17 @@
-"""Random bytes and smooth random fields, which augmentation and dropout are made of."""
+"""Keys, random bytes and smooth random fields, which initial parameters, augmentation and dropout are made of."""
 
 import math
 
 import jax.numpy as jnp
 from jax import Array, lax, random
-from jaxtyping import Float, Key, UInt8
+from jaxtyping import Float, Int, Key, UInt8
 
 Strength = float | Float[Array, ""]
+
+
+def make_key(seed: Int[Array, ""] | int) -> Key[Array, ""]:
+    """The key of a seed, of the same implementation whatever JAX is set to."""
+    return random.key(seed, impl="threefry2x32")
 
 
 def random_bytes(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt8[Array, "..."]:

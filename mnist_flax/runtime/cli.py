@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -184,10 +185,32 @@ def _is_worth_showing(record: std_logging.LogRecord) -> bool:
     return ours or (record.levelno >= std_logging.WARNING and not raises)
 
 
+def _silence_closed_loops() -> None:
+    """When one write or read fails, TensorStore tells of the others to an event loop that Orbax has closed by then.
+
+    Each would be a traceback on standard error, beside the exception of the first, which is the one that matters.
+    """
+    shown = sys.unraisablehook
+
+    def hook(unraisable) -> None:
+        if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
+            shown(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _raised_in(error: BaseException) -> str:
+    """The file whose code raised an exception."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return frames[-1].filename if frames else ""
+
+
 def report(error: BaseException) -> int | None:
     """Says in one line what went wrong; gives the exit status. None, and nothing said: this needs a traceback."""
     if isinstance(error, KeyboardInterrupt):
         return 130  # as shells report a command that Ctrl-C ended
+    if isinstance(error, ValueError) and _raised_in(error).endswith("/jax/_src/config.py"):  # by a JAX_... variable
+        error = UserError(f"{reason(error)}: correct or unset that variable")
     if isinstance(error, BrokenPipeError):  # who reads what is printed has seen enough (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or flushing at the end would say so at length
         return 141  # as shells report a command that SIGPIPE ended
@@ -223,6 +246,7 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
     handler.addFilter(_is_worth_showing)
     handler.setFormatter(_LogFormatter())
     flags.FLAGS.set_default("logtostderr", True)  # to `sys.stderr` of the moment, which a progress bar takes over
+    _silence_closed_loops()
 
     def parse(arguments: Sequence[str]) -> list[str]:
         try:

@@ -1,9 +1,11 @@
 """The devices that a run uses: their mesh, what lies where on it, what they compute in, where programs are kept."""
 
 import hashlib
+import math
 import os
 import platform
 import re
+import tempfile
 import warnings
 from functools import cache
 from pathlib import Path
@@ -15,7 +17,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from mnist_flax.runtime.cli import UserError
+from mnist_flax.runtime import settings
+from mnist_flax.runtime.cli import UserError, reason
 
 # The one rule of what lies where: batches are split over the mesh, everything else is on every device.
 BATCH_AXIS = "data"
@@ -24,10 +27,27 @@ BATCHES = P(None, BATCH_AXIS)  # of arrays [steps, batch, ...]
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """All devices in a row, those of a process beside each other; the batch is split over them."""
-    if devices is None:
-        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    return Mesh(devices, (BATCH_AXIS,))
+    """Devices in a row, by default all; the batch is split over them. Raises what `available` does."""
+    return Mesh(available() if devices is None else devices, (BATCH_AXIS,))
+
+
+def available() -> list[jax.Device]:
+    """All devices that JAX may use, those of a process beside each other.
+
+    Raises:
+      UserError: JAX was told to use others than there are, or to compute in another way than this project can.
+    """
+    settings.check()
+    try:
+        found = jax.devices()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: JAX knows it, and has no plugin for it
+        values = jax.config.values
+        told = [f"{name.upper()}={values[name]}" for name in ("jax_platforms", "jax_platform_name") if values[name]]
+        said = reason(error) if isinstance(error, RuntimeError) else "its plugin or its hardware is missing"
+        if told:
+            raise UserError(f"{' and '.join(told)} cannot be used here ({said}): unset it") from error
+        raise UserError(f"JAX cannot use this machine's devices ({said}): set JAX_PLATFORMS=cpu") from error
+    return sorted(found, key=lambda device: (device.process_index, device.id))
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
@@ -49,6 +69,7 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
         )
 
 
+@settings.pinned()
 def put(tree: Any, mesh: Mesh, spec: P = EVERYWHERE) -> Any:
     """Arrays that this process holds whole, like every other, on the devices as `spec` says."""
     sharding = NamedSharding(mesh, spec)
@@ -71,14 +92,30 @@ def default_dtype(backend: str) -> str:
 def keep_compiled_programs() -> None:
     """Turns on JAX's persistent compilation cache, in the user's cache directory unless JAX was told of another.
 
-    One directory a kind of processor: programs are compiled for exactly the instructions it has.
+    One directory a kind of processor: programs are compiled for exactly the instructions it has. For commands alone:
+    what it sets is the process's. Says so where the directory cannot be written; what is there is then still read.
     """
+    if not jax.config.values["jax_enable_compilation_cache"]:
+        return
     if not jax.config.values["jax_compilation_cache_dir"]:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         processor = hashlib.sha256((_cpu_name() + _cpu_field("flags")).encode()).hexdigest()[:12]
         jax.config.update("jax_compilation_cache_dir", str(cache / "mnist_flax" / processor))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a start compiles twenty small ones too
-    _mend_cache(Path(jax.config.values["jax_compilation_cache_dir"]))
+    directory = jax.config.values["jax_compilation_cache_dir"]
+    if "://" in directory:  # JAX's to reach
+        return
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        ways = "name another directory with XDG_CACHE_HOME or JAX_COMPILATION_CACHE_DIR"
+        logging.warning("compiled programs cannot be kept in %s (%s): %s", directory, error.strerror, ways)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)  # JAX would warn of each program
+        jax.config.update("jax_enable_compilation_cache", Path(directory).is_dir())
+    else:
+        _mend_cache(Path(directory))
 
 
 def _mend_cache(directory: Path) -> None:

@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,26 +18,14 @@ from orbax.checkpoint import v1 as ocp
 
 from mnist_flax.runtime import files
 from mnist_flax.runtime.cli import RunError, UserError, option, reason
+from mnist_flax.runtime.settings import pinned
 
 # Ten years: Orbax measures how long a save takes by the time of day, which jumps when a machine was suspended.
 _NO_TIMEOUT = 10 * 365 * 86_400
 
 
-def _silence_closed_loops() -> None:
-    """When one write or read fails, TensorStore tells of the others to an event loop that Orbax has closed by then.
-
-    Each would be a traceback on standard error, beside the exception of the first, which is the one that matters.
-    """
-    shown = sys.unraisablehook
-
-    def hook(unraisable) -> None:
-        if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
-            shown(unraisable)
-
-    sys.unraisablehook = hook
-
-
-_silence_closed_loops()
+class _Misfit(ValueError):
+    """A checkpoint of another config or version than it is to be restored into; it may well be whole."""
 
 
 class Checkpoints:
@@ -72,6 +59,7 @@ class Checkpoints:
         kept = latest | {best, self._durable}
         return [checkpoint.step in kept for checkpoint in checkpoints]
 
+    @pinned()
     def save(self, step: int, state: Any, extra: dict, accuracy: float | None) -> None:
         """Starts saving in the background, after the save before it has ended.
 
@@ -118,27 +106,37 @@ class Checkpoints:
     def restore_latest(self, abstract_state: Callable[[], Any]) -> tuple[Any, dict] | None:
         """The newest undamaged checkpoint as (state, extra), or None; warns of damaged ones and removes them.
 
+        Those of a run are alike: one that does not fit is damaged if an earlier one does fit.
+
         `abstract_state` gives what it is restored into; it is not asked where there is no checkpoint.
 
         Raises:
           RunError: there are checkpoints, and none can be read.
         """
         checkpoints = list(self._orbax.checkpoints)
+        if not checkpoints:
+            return None
+        abstract = abstract_state()
+        failures: list[tuple[int, Exception]] = []
         for checkpoint in reversed(checkpoints):
             try:
-                restored = _load(self._orbax, checkpoint.step, abstract_state())
+                restored = _load(self._orbax, checkpoint.step, abstract)
             except Exception as error:
-                step, said = checkpoint.step, reason(error)
-                logging.warning("Checkpoint %d is damaged, falling back to the one before: %s", step, said)
+                failures.append((checkpoint.step, error))
             else:
+                for step, failure in failures:
+                    said = reason(failure)
+                    logging.warning("Checkpoint %d is damaged, falling back to the one before: %s", step, said)
                 if jax.process_index() == 0:
                     files.sync_tree(self._directory / str(checkpoint.step))  # if its writer died before it did so
                 self._durable = checkpoint.step
                 self._remove_after(checkpoint.step)
                 return restored
-        if checkpoints:
-            raise RunError(f"no checkpoint in {self._directory} can be read: remove the run directory to start anew")
-        return None
+        why = next((failure for _, failure in failures if isinstance(failure, _Misfit)), failures[0][1])
+        way = "go on with the version that wrote them" if isinstance(why, _Misfit) else "restore them from a copy"
+        raise RunError(
+            f"no checkpoint in {self._directory} can be read ({reason(why)}): {way}, or train in another directory"
+        ) from why
 
     def _remove_after(self, step: int) -> None:
         for checkpoint in self._orbax.checkpoints:
@@ -160,12 +158,13 @@ class Checkpoints:
         self._background.shutdown()
 
 
+@pinned()
 def load(directory: Path, which: str, abstract_state: Any) -> tuple[Any, dict]:
     """The `last` or the `best` checkpoint under `directory` as (state, extra), for reading only.
 
     Raises:
       UserError: none has a validation accuracy, so that there is no best one.
-      RunError: there is none, or it is damaged.
+      RunError: there is none, or it is damaged, or of another version.
     """
     with ocp.training.Checkpointer(directory.absolute()) as orbax:
         if not orbax.checkpoints:
@@ -177,6 +176,10 @@ def load(directory: Path, which: str, abstract_state: Any) -> tuple[Any, dict]:
             )
         try:
             return _load(orbax, step, abstract_state)
+        except _Misfit as error:
+            raise RunError(
+                f"checkpoint {step} in {directory} is of another version ({error}): use the version that wrote it"
+            ) from error
         except Exception as error:
             other = "last" if which == "best" else "best"
             way = "make it anew in another directory"
@@ -201,10 +204,10 @@ def _best(scores: dict[int, float]) -> int | None:
 
 def _load(orbax: ocp.training.Checkpointer, step: int, abstract_state: Any) -> tuple[Any, dict]:
     described = orbax.metadata(step)
-    found, wanted = _shapes(described.metadata), _shapes(abstract_state)
+    found, wanted = _kinds(described.metadata), _kinds(abstract_state)
     if different := sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)):
         name = different[0]  # Orbax would find out only while it reads, and say so at great length
-        raise ValueError(f"{name} is {found.get(name)} in it and {wanted.get(name)} in a run of this config")
+        raise _Misfit(f"{name} is {found.get(name)} in it and {wanted.get(name)} in a run of this config")
     state = orbax.load(step, abstract_state)
     metadata = described.custom_metadata
     if metadata["digest"] != _digest(state, metadata["extra"]):
@@ -212,13 +215,13 @@ def _load(orbax: ocp.training.Checkpointer, step: int, abstract_state: Any) -> t
     return state, metadata["extra"]
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """The shape of every array, by its place in the tree, whether Orbax describes it or JAX."""
-    shapes = {}
+def _kinds(tree: Any) -> dict[str, str]:
+    """Type and shape of every array, by its place in the tree, whether Orbax describes it or JAX."""
+    kinds = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         keys = (getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", None))) for entry in path)
-        shapes["/".join(map(str, keys))] = tuple(leaf.shape)
-    return shapes
+        kinds["/".join(map(str, keys))] = f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+    return kinds
 
 
 def _scores(orbax: ocp.training.Checkpointer) -> dict[int, float]:

@@ -15,11 +15,13 @@ from mnist_flax.data import datasets
 from mnist_flax.evaluation import metrics
 from mnist_flax.models import cnn
 from mnist_flax.runtime import cli, devices, distributed, run_dir, terminal
+from mnist_flax.runtime.settings import pinned
 from mnist_flax.training import checkpoint, scoring
 from mnist_flax.training.loop import Result
 from mnist_flax.training.state import abstract_state, hyperparameters
 
 
+@pinned()
 def finalize_training(
     config: ConfigDict,
     splits: datasets.Splits,
@@ -54,6 +56,7 @@ def finalize_training(
         terminal.print_summary(summary, console)
 
 
+@pinned()
 def finalize(
     network: cnn.CNN | cnn.Ensemble,
     variables: dict[str, Any],

@@ -17,6 +17,7 @@ from mnist_flax.data.feed import Block, make_feed
 from mnist_flax.models.cnn import make_model
 from mnist_flax.runtime import devices, distributed, run_dir, terminal
 from mnist_flax.runtime.cli import RunError, UserError
+from mnist_flax.runtime.settings import pinned
 from mnist_flax.training import checkpoint, debug, scoring
 from mnist_flax.training import step as train
 from mnist_flax.training.optimizer import make_schedule
@@ -55,6 +56,7 @@ class _Programs(NamedTuple):
     validate: Callable  # state -> loss and accuracy; None without validation examples
 
 
+@pinned()
 def fit(
     config: ConfigDict,
     splits: datasets.Splits,

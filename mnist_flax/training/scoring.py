@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from mnist_flax.inference.tta import Views
 from mnist_flax.models.cnn import CNN, Ensemble, normalize
 from mnist_flax.runtime.devices import BATCH_AXIS, BATCHES, EVERYWHERE, put
+from mnist_flax.runtime.settings import pinned
 from mnist_flax.training.loss import cross_entropy
 
 
@@ -55,9 +56,10 @@ def make_evaluate(model: CNN | Ensemble | Views, mesh: Mesh) -> Callable:
         out_specs=(EVERYWHERE, BATCHES),
         check_vma=False,
     )
-    return jax.jit(evaluate, out_shardings=NamedSharding(mesh, EVERYWHERE))
+    return pinned()(jax.jit(evaluate, out_shardings=NamedSharding(mesh, EVERYWHERE)))
 
 
+@pinned()
 def split_logits(
     evaluate: Callable, variables: dict, split, batch_size: int, mesh: Mesh
 ) -> Float[np.ndarray, "examples classes"]:

@@ -12,8 +12,10 @@ from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from mnist_flax.models.cnn import CNN, Ensemble, make_model
+from mnist_flax.ops.random import make_key
 from mnist_flax.runtime.config import flatten
 from mnist_flax.runtime.devices import EVERYWHERE
+from mnist_flax.runtime.settings import pinned
 from mnist_flax.training.optimizer import make_optimizer
 
 INIT, AUGMENT, DROPOUT = range(3)  # purposes that keys are derived for
@@ -62,7 +64,7 @@ def init_state(config: ConfigDict, num_classes: int, seed: Int[Array, ""] | int)
     """A fresh state. Jit it: `seed` may be traced, the rest of the config is static."""
     hyper = hyperparameters(config)
     model = make_model(config.model, hyper, num_classes).clone(impl="lax")  # the same parameters, traced in less time
-    variables = model.init(jax.random.fold_in(jax.random.key(seed), INIT), jnp.zeros((1, 28, 28)))
+    variables = model.init(jax.random.fold_in(make_key(seed), INIT), jnp.zeros((1, 28, 28)))
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     optimizer = make_optimizer(config, hyper, lambda step: 0.0)
     return TrainState(
@@ -85,9 +87,10 @@ def abstract_state(config: ConfigDict, num_classes: int, mesh: Mesh) -> TrainSta
 
 def abstract_variables(network: CNN | Ensemble, mesh: Mesh) -> dict:
     """The same for the variables alone of a network."""
-    return _replicated(lambda: network.init(jax.random.key(0), jnp.zeros((1, 28, 28))), mesh)
+    return _replicated(lambda: network.init(make_key(0), jnp.zeros((1, 28, 28))), mesh)
 
 
+@pinned()
 def _replicated(init: Callable, mesh: Mesh) -> Any:
     replicated = NamedSharding(mesh, EVERYWHERE)
     return jax.tree.map(

@@ -17,7 +17,9 @@ from ml_collections import ConfigDict
 
 from mnist_flax.data.feed import Block
 from mnist_flax.models.cnn import make_model, normalize
+from mnist_flax.ops.random import make_key
 from mnist_flax.runtime.devices import BATCH_AXIS, BATCHES, EVERYWHERE
+from mnist_flax.runtime.settings import pinned
 from mnist_flax.training.augment import augment, strength_at
 from mnist_flax.training.loss import cross_entropy
 from mnist_flax.training.optimizer import Hyperparameters, make_optimizer, make_schedule, update_ema
@@ -36,7 +38,7 @@ def example_keys(
     seed: Int[Array, ""] | int, purpose: int, step: Int[Array, ""], positions: Int[Array, " batch"]
 ) -> Key[Array, " batch"]:
     """One key for each example of a batch, from its position in the whole batch."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
+    key = jax.random.fold_in(jax.random.fold_in(make_key(seed), purpose), step)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
 
 
@@ -186,4 +188,4 @@ def make_train_steps(config: ConfigDict, num_classes: int, steps_per_epoch: int,
         state = run_steps(train_step, state, hyper, seed, block)
         return state, {"step": state.step, "sums": state.sums}
 
-    return jax.jit(over_devices(steps, mesh), donate_argnums=0)
+    return pinned()(jax.jit(over_devices(steps, mesh), donate_argnums=0))

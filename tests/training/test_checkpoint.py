@@ -120,6 +120,16 @@ def test_nothing_readable_is_an_error_and_nothing_at_all_is_not(tmp_path):
         checkpoint.Checkpoints(tmp_path / "run", 2).restore_latest(lambda: ABSTRACT)
 
 
+@pytest.mark.parametrize("wanted", [{"step": jax.ShapeDtypeStruct((), "float32")}, {"more": ABSTRACT["step"]}])
+def test_what_does_not_fit_is_not_called_damaged_and_stays_as_it_is(wanted, tmp_path):
+    save(tmp_path, [0.1, 0.2])
+    with pytest.raises(RunError, match="go on with the version that wrote them"):
+        checkpoint.Checkpoints(tmp_path, 2).restore_latest(lambda: ABSTRACT | wanted)
+    with pytest.raises(RunError, match="is of another version"):
+        checkpoint.load(tmp_path, "last", ABSTRACT | wanted)
+    assert steps(tmp_path) == [1, 2] and equal(checkpoint.load(tmp_path, "last", ABSTRACT)[0], state(2))
+
+
 def test_what_a_killed_save_left_behind_is_no_checkpoint(tmp_path):
     save(tmp_path, [0.1, 0.2])
     shutil.copytree(tmp_path / "2", tmp_path / "3.orbax-checkpoint-tmp")
@@ -134,11 +144,13 @@ def test_what_comes_to_a_closed_event_loop_is_not_shown_and_all_else_is():
     """A failed save tells an event loop that is closed of each further array: one line is enough."""
     code = (
         "import sys; from types import SimpleNamespace as Case; shown = []; sys.unraisablehook = shown.append\n"
-        "from mnist_flax import checkpoint\n"
+        "from mnist_flax import cli\n"
         "errors = RuntimeError('Event loop is closed'), OSError('no space')\n"
         "cases = [Case(exc_value=error, object=thing) for error in errors for thing in (None, print)]\n"
-        "for case in cases: sys.unraisablehook(case)\n"
-        "assert shown == cases[1:]"
+        "def main(argv):\n"
+        "    for case in cases: sys.unraisablehook(case)\n"
+        "    assert shown == cases[1:]\n"
+        "cli.run(main, ['command'])"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 

@@ -112,7 +112,7 @@ def test_how_steps_are_cut_into_calls_changes_no_bit_and_compiles_nothing(exampl
     for start, stop in ((0, 0), (0, 1), (1, 4), (4, 5)):
         state, _ = run(state, hyperparameters(config), 0, Block(images, labels, order, start, stop))
     jax.tree.map(np.testing.assert_array_equal, whole, state)
-    assert run._cache_size() <= 2  # a fresh state lies on one device, a trained one on the mesh
+    assert run.__wrapped__._cache_size() <= 2  # a fresh state lies on one device, a trained one on the mesh
 
 
 def test_metrics_are_summed_over_an_epoch_and_start_anew(examples):
