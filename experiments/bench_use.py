@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from mnist_flax.runtime import cli, model_flags
+from mnist_flax.inference import model_flags
+from mnist_flax.runtime import cli
 
 _SECONDS = flags.DEFINE_float("seconds", 8.0, "how long the server is asked.", lower_bound=0.1)
 _CLIENTS = flags.DEFINE_integer("clients", 32, "how many ask it at once.", lower_bound=1)

@@ -12,7 +12,8 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float
 
-from mnist_flax.runtime import cli, model_flags
+from mnist_flax.inference import model_flags
+from mnist_flax.runtime import cli
 
 _FORMS = flags.DEFINE_integer("forms", 20, "forms of each kind; every fourth is light on dark.", lower_bound=1)
 _SPLIT = flags.DEFINE_enum("split", "test", ["validation", "test"], "whose digits are on the forms.")

@@ -17,7 +17,8 @@ from jaxtyping import Int, UInt8
 
 from mnist_flax.evaluation.figures import BLUE, GREY, VERMILION, styled
 from mnist_flax.experiments.research import outputs
-from mnist_flax.runtime import cli, model_flags
+from mnist_flax.inference import model_flags
+from mnist_flax.runtime import cli
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

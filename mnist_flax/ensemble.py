@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from mnist_flax.inference.run import Run, load_run
 from mnist_flax.runtime import cli, run_dir, terminal
 from mnist_flax.runtime.settings import pinned
 
@@ -80,7 +81,7 @@ def check_directory(directory: Path, paths: Sequence[Path]) -> None:
 
 
 @pinned()
-def check_different(runs: Sequence[run_dir.Run]) -> None:
+def check_different(runs: Sequence[Run]) -> None:
     """Raises UserError for two runs that are one and the same network, such as a run and its copy."""
     import jax
 
@@ -109,7 +110,7 @@ def make(directory: Path, members: Sequence[Member], started: float) -> dict[str
     from mnist_flax.training import checkpoint, finalize
 
     mesh = devices.make_mesh()
-    runs = [run_dir.load_run(member["path"]) for member in members]
+    runs = [load_run(member["path"]) for member in members]
     check_different(runs)
     splits = datasets.load(runs[0].config)
     with run_dir.claim(directory):
@@ -119,7 +120,7 @@ def make(directory: Path, members: Sequence[Member], started: float) -> dict[str
         checkpoints = checkpoint.Checkpoints(directory / run_dir.CHECKPOINTS, keep=1)
         checkpoints.save(0, cnn.join([each.variables for each in runs]), {}, None)
         checkpoints.close()
-        ensemble = run_dir.load_run(directory)
+        ensemble = load_run(directory)
         variables, config = ensemble.variables, ensemble.config
         about = {
             "members": len(members),
@@ -133,7 +134,7 @@ def make(directory: Path, members: Sequence[Member], started: float) -> dict[str
         return finalize.finalize(ensemble.model, variables, *place, about, started, show, also=("validation",))
 
 
-def score_disjoint(ensemble: run_dir.Run, size: int) -> dict[str, Any]:
+def score_disjoint(ensemble: Run, size: int) -> dict[str, Any]:
     """Test accuracy of disjoint ensembles of `size` members, the first ones, the next ones and so on.
 
     Gives `size`, `test_accuracies`, their `mean` and sample standard `deviation`.
@@ -183,7 +184,7 @@ def main(argv: list[str]) -> None:
         )
     terminal.print_summary(summary)
     if size:
-        scores = score_disjoint(run_dir.load_run(directory), size)
+        scores = score_disjoint(load_run(directory), size)
         run_dir.write_json(directory / f"disjoint_{size}.json", scores)
         shown = ", ".join(f"{accuracy:.2%}" for accuracy in scores["test_accuracies"])
         print(f"disjoint ensembles of {size}: test accuracy {shown}")

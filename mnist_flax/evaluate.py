@@ -5,7 +5,8 @@ python -m mnist_flax.evaluate RUN [--split=test] [--views=N | --corruptions]
 
 from absl import flags
 
-from mnist_flax.runtime import cli, model_flags
+from mnist_flax.inference import model_flags
+from mnist_flax.runtime import cli
 
 flags.adopt_module_key_flags(model_flags)
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "split to score.")

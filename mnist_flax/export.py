@@ -10,8 +10,8 @@ from pathlib import Path
 
 from absl import flags
 
-from mnist_flax.inference import formats
-from mnist_flax.runtime import cli, model_flags
+from mnist_flax.inference import formats, model_flags
+from mnist_flax.runtime import cli
 from mnist_flax.runtime.terminal import console, table
 
 flags.adopt_module_key_flags(model_flags)

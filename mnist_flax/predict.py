@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from mnist_flax.runtime import cli, model_flags, threshold
+from mnist_flax.inference import model_flags
+from mnist_flax.runtime import cli, threshold
 
 flags.adopt_module_key_flags(model_flags)
 flags.adopt_module_key_flags(threshold)

@@ -5,8 +5,6 @@ fetch anything.
 """
 
 import io
-import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from numpy.typing import ArrayLike
 
 from mnist_flax.evaluation import figures, html, metrics
+from mnist_flax.inference.run import load_run
 from mnist_flax.runtime import cli, files, run_dir
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.runtime.settings import pinned
@@ -64,7 +63,7 @@ def draw(
     scores = metrics.evaluate_logits(logits, labels)
     curves = {}
     if "members" not in run_dir.read_json(directory / "config.json"):
-        curves["learning_curves"] = figures.figure_learning_curves(read_records(directory / "metrics.jsonl"))
+        curves["learning_curves"] = figures.figure_learning_curves(run_dir.read_records(directory / "metrics.jsonl"))
     drawn = curves | {
         "confusion_matrix": figures.figure_confusion(np.array(scores["confusion"]), class_names),
         "filters": figures.figure_filters(np.asarray(kernel)),
@@ -107,35 +106,6 @@ def save_figures(directory: Path, drawn: Mapping[str, Any]) -> dict[str, bytes]:
         pictures[name] = buffer.getvalue()
         files.write(directory / run_dir.FIGURES / f"{name}.png", pictures[name])
     return pictures
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl; a last line that was cut short is left out.
-
-    Raises:
-      UserError: there is none, or a line is no record.
-    """
-    try:
-        lines = run_dir.read_text(path).split("\n")
-    except (OSError, ValueError) as error:
-        raise cli.UserError(f"{path} cannot be read ({error}): name the directory of a finished run") from error
-    records = []
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was cut short, or is empty
-        try:
-            record = json.loads(line)
-            if record["split"] not in ("train", "validation") or type(record["epoch"]) is not int:
-                raise ValueError
-            if not 1 <= record["epoch"] < 2**31:
-                raise ValueError
-            numbers = {name: float(record[name]) for name in ("loss", "accuracy", "learning_rate")}
-            if not all(0 <= number < math.inf for number in numbers.values()) or numbers["accuracy"] > 1:
-                raise ValueError
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-            raise cli.UserError(f"{path}, line {number} is damaged: restore the file, or train anew") from error
-        records.append({**record, **numbers})
-    if not records:
-        raise cli.UserError(f"{path} has no record yet: let the run finish an epoch")
-    return records
 
 
 def page(
@@ -198,7 +168,7 @@ def main(argv: list[str]) -> None:
     summary = run_dir.read_summary(directory)
     if summary is None:
         raise cli.UserError(f"{directory} is not finished: run its training command again, then this one")
-    trained = run_dir.load_run(directory)
+    trained = load_run(directory)
     test = datasets.load(trained.config).test
     devices.keep_compiled_programs()
     mesh, batch_size = devices.make_mesh(), trained.config.eval_batch_size

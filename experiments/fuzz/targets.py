@@ -27,9 +27,11 @@ from mnist_flax import report
 from mnist_flax.data import idx, prepare
 from mnist_flax.evaluation import metrics
 from mnist_flax.inference import classifier
+from mnist_flax.inference.run import Run
 from mnist_flax.ocr import decode, page_reader
 from mnist_flax.runtime import cli, run_dir, terminal
 from mnist_flax.runtime import config as config_lib
+from mnist_flax.runtime.run_dir import read_records
 from mnist_flax.serving import json_api
 
 Feed = Callable[[bytes], object]
@@ -307,7 +309,7 @@ def untrained(directory: Path) -> classifier.Reader:
     names = datasets.CLASS_NAMES[config.dataset]
     network = cnn.make_model(config.model, hyperparameters(config), len(names))
     state = init_state(config, len(names), 0)
-    trained = run_dir.Run(directory, config, network, state.variables(), names)
+    trained = Run(directory, config, network, state.variables(), names)
     recognise = classifier.make_recogniser(classifier.make_logits(trained), 1.0)
     return classifier.Reader(trained, recognise, 1.0, 0.5)
 
@@ -353,7 +355,7 @@ TARGETS = {
     "config": Target(partial(feed_file, "config.json", read_run), config_seeds, True),
     "summary": Target(partial(feed_file, "summary.json", show_summary), lambda: [json.dumps(SUMMARY).encode()], True),
     "metrics": Target(
-        partial(feed_file, "metrics.jsonl", lambda directory: report.read_records(directory / "metrics.jsonl")),
+        partial(feed_file, "metrics.jsonl", lambda directory: read_records(directory / "metrics.jsonl")),
         metrics_seeds,
         True,
     ),

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from mnist_flax.evaluation import metrics
 from mnist_flax.experiments.record.runs import Training
 from mnist_flax.experiments.summarize import spread
+from mnist_flax.inference.run import load_run
 from mnist_flax.runtime import files, run_dir, terminal
 from mnist_flax.runtime.cli import RunError
 
@@ -157,7 +158,7 @@ def _test_logits(
     mesh, logits = devices.make_mesh(), []
     test = datasets.load(run_dir.read_config(trainings[0].directory)).test
     for training in trainings:
-        trained = run_dir.load_run(training.directory)
+        trained = load_run(training.directory)
         model = tta.look_again(trained.model, trained.config, copies) if copies > 1 else trained.model
         evaluation = scoring.make_evaluate(model, mesh)
         logits.append(scoring.split_logits(evaluation, trained.variables, test, trained.config.eval_batch_size, mesh))

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from mnist_flax import report
 from mnist_flax.experiments.benchmarks import cores
 from mnist_flax.runtime import run_dir, terminal
 from mnist_flax.runtime.cli import RunError, UserError
+from mnist_flax.runtime.run_dir import read_records
 
 _POLL_SECONDS = 0.5
 
@@ -47,7 +47,7 @@ class Training(NamedTuple):
     def share_trained(self) -> float:
         """Epochs recorded over epochs to do; 0 before it began."""
         try:
-            return report.read_records(self.directory / "metrics.jsonl")[-1]["epoch"] / self.epochs
+            return read_records(self.directory / "metrics.jsonl")[-1]["epoch"] / self.epochs
         except UserError:  # there is none yet, or a damaged one, which the training writes anew
             return 0.0
 

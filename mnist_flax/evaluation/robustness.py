@@ -16,8 +16,8 @@ from jaxtyping import Float, UInt8
 from mnist_flax.data.datasets import Split
 from mnist_flax.evaluation import corruptions, metrics
 from mnist_flax.evaluation.corruptions import FAMILIES, SEVERITIES
+from mnist_flax.inference.run import Run
 from mnist_flax.runtime import run_dir
-from mnist_flax.runtime.run_dir import Run
 
 
 class Direction(NamedTuple):

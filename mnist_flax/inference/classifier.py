@@ -11,8 +11,9 @@ from jaxtyping import Float, UInt8
 
 from mnist_flax.evaluation import calibration, metrics
 from mnist_flax.evaluation.calibration import Calibration
+from mnist_flax.inference.run import Run
 from mnist_flax.runtime import cli, run_dir
-from mnist_flax.runtime.run_dir import Run, write_json
+from mnist_flax.runtime.run_dir import write_json
 from mnist_flax.runtime.settings import pinned
 
 # A batch is padded to the next of these, so that few programs are compiled.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from mnist_flax.runtime.run_dir import Run
+from mnist_flax.inference.run import Run
 from mnist_flax.runtime.settings import pinned
 
 PATCH, STEP = 5, 2  # pixels: side of what is covered at a time, and how far it moves

@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
+from mnist_flax.inference.run import Run
 from mnist_flax.runtime import cli, files
-from mnist_flax.runtime.run_dir import Run
 from mnist_flax.runtime.settings import pinned
 
 Images = UInt8[np.ndarray, "batch 28 28"]

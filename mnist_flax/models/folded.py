@@ -28,7 +28,7 @@ def fold_batch_norm(network: CNN | Ensemble, variables: Mapping[str, Any]) -> Pa
     2018, section 3.2). Computed in float64, returned in float32.
 
     Args:
-      network: `model` of the run that `run_dir.load_run` gives.
+      network: `model` of the run that `load_run` gives.
       variables: {"params", "batch_stats"} likewise.
     """
     if isinstance(network, Ensemble):

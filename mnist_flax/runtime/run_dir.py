@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from mnist_flax.runtime import cli, files
 from mnist_flax.runtime import config as config_lib
+from mnist_flax.runtime import files
 from mnist_flax.runtime.cli import UserError
 
 _PACKAGES = "mnist_flax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "grain", "numpy"
@@ -25,17 +25,6 @@ CHECKPOINTS, FIGURES, TENSORBOARD = "checkpoints", "figures", "tb"
 _RESULTS = "summary.json", "report.html", "evaluation_*.json", "robustness*.json", f"{FIGURES}/*", "export/*"
 MOST_JSON = 2**26  # bytes of a file that is read whole: far more than a run writes
 MOST_MEMBERS = 1_000  # of an ensemble
-
-
-class Run(NamedTuple):
-    """A trained model, read back from its run directory, or an ensemble of such models."""
-
-    directory: Path
-    config: ConfigDict  # of an ensemble, that of its first member
-    model: Any  # mnist_flax.models.cnn.CNN or Ensemble
-    variables: dict  # {"params", "batch_stats"}: what model.apply takes
-    class_names: tuple[str, ...]
-    members: tuple[ConfigDict, ...] = ()  # of an ensemble
 
 
 def new_directory(config_name: str, root: Path = Path("runs")) -> Path:
@@ -270,40 +259,6 @@ def _config(directory: Path, fields: Mapping[str, Any]) -> ConfigDict:
         raise UserError(f"{path} was damaged or is from another version: {error}") from error
 
 
-def load_run(directory: Path | str, which: str | None = None) -> Run:
-    """The model of a run, from its `last` or `best` checkpoint; by default the one that the config selects.
-
-    Also that of an ensemble, which has one checkpoint.
-
-    Raises:
-      UserError: there is no such run, or no such checkpoint.
-      RunError: its checkpoint cannot be read.
-    """
-    cli.check_path(str(directory), directory)
-    directory = Path(directory)
-    config, members = read_config(directory), read_members(directory)
-    if not (directory / CHECKPOINTS).is_dir():
-        ways = "run its command again" if members else "let the run finish an epoch"
-        raise UserError(f"{directory} has no checkpoint yet: {ways}")
-    if members and which:
-        raise UserError(f"{directory} is an ensemble, whose members were chosen when it was made: choose no checkpoint")
-    from mnist_flax.data import datasets
-    from mnist_flax.runtime import devices
-    from mnist_flax.training import checkpoint
-    from mnist_flax.training.state import abstract_state, abstract_variables, make_network
-
-    names, mesh = datasets.CLASS_NAMES[config.dataset], devices.make_mesh()
-    configs = tuple(member["config"] for member in members)
-    network = make_network(configs or (config,), len(names))
-    if members:
-        variables, _ = checkpoint.load(directory / CHECKPOINTS, "last", abstract_variables(network, mesh))
-    else:
-        abstract = abstract_state(config, len(names), mesh)
-        state, _ = checkpoint.load(directory / CHECKPOINTS, which or config.checkpoint.select, abstract)
-        variables = state.variables()
-    return Run(directory, config, network, variables, names, configs)
-
-
 class Metrics:
     """metrics.jsonl and the TensorBoard file of a run: one record an epoch and split, in order."""
 
@@ -361,6 +316,35 @@ class Metrics:
                     wall_time = self._began + record["seconds"]
                     self._tensorboard.write_event(Event(wall_time=wall_time, step=record["step"], summary=scalar))
         self._tensorboard.flush()
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl; a last line that was cut short is left out.
+
+    Raises:
+      UserError: there is none, or a line is no record.
+    """
+    try:
+        lines = read_text(path).split("\n")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): name the directory of a finished run") from error
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was cut short, or is empty
+        try:
+            record = json.loads(line)
+            if record["split"] not in ("train", "validation") or type(record["epoch"]) is not int:
+                raise ValueError
+            if not 1 <= record["epoch"] < 2**31:
+                raise ValueError
+            numbers = {name: float(record[name]) for name in ("loss", "accuracy", "learning_rate")}
+            if not all(0 <= number < math.inf for number in numbers.values()) or numbers["accuracy"] > 1:
+                raise ValueError
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            raise UserError(f"{path}, line {number} is damaged: restore the file, or train anew") from error
+        records.append({**record, **numbers})
+    if not records:
+        raise UserError(f"{path} has no record yet: let the run finish an epoch")
+    return records
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -10,6 +10,7 @@ from scipy.special import softmax
 from mnist_flax import ensemble
 from mnist_flax.data import datasets
 from mnist_flax.inference import formats
+from mnist_flax.inference.run import Run, load_run
 from mnist_flax.runtime import run_dir
 from mnist_flax.runtime.cli import UserError
 from tests.commands import command, refusal
@@ -17,8 +18,8 @@ from tests.server import running
 
 
 @pytest.fixture(scope="module")
-def together(digits_ensemble) -> run_dir.Run:
-    return run_dir.load_run(digits_ensemble[0])
+def together(digits_ensemble) -> Run:
+    return load_run(digits_ensemble[0])
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def splits(together) -> datasets.Splits:
 @pytest.fixture(scope="module")
 def member_logits(digits_ensemble, splits) -> np.ndarray:
     """Of each member on the test split, by its own run's model in float32."""
-    runs = [run_dir.load_run(place) for place in digits_ensemble[1]]
+    runs = [load_run(place) for place in digits_ensemble[1]]
     models = [each.model.clone(compute_dtype=np.dtype("float32"), impl="lax") for each in runs]
     images = splits.test.images / np.float32(255)
     return np.stack([jax.jit(m.apply)(each.variables, images) for m, each in zip(models, runs, strict=True)])
@@ -55,7 +56,7 @@ def test_it_is_recorded_what_it_was_made_of(digits_ensemble, together):
         assert member["git_revision"] == original["git_revision"]
         assert member["test_accuracy"] == json.loads((place / "summary.json").read_text())["test_accuracy"]
     for variables, place in zip(together.model.split(together.variables), places, strict=True):
-        for ours, theirs in zip(*map(jax.tree.leaves, (variables, run_dir.load_run(place).variables)), strict=True):
+        for ours, theirs in zip(*map(jax.tree.leaves, (variables, load_run(place).variables)), strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from mnist_flax.data import prepare
-from mnist_flax.runtime import cli, run_dir
+from mnist_flax.inference.run import load_run
+from mnist_flax.runtime import cli
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.runtime.cli import UserError
 from tests.commands import command
@@ -37,7 +38,7 @@ def test_a_url_is_refused_in_one_line_and_nothing_is_written(module, arguments, 
 
 def test_the_library_refuses_it_too():
     with pytest.raises(UserError, match="gs://bucket/run is a URL"):
-        run_dir.load_run("gs://bucket/run")
+        load_run("gs://bucket/run")
     with pytest.raises(UserError, match="archive_dir file:///data is a URL, not a path: write /data"):
         prepare.prepare("mnist", None, "file:///data")
     config = config_lib.default_config()

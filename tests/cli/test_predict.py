@@ -11,6 +11,7 @@ from PIL import Image
 
 from mnist_flax.data import datasets
 from mnist_flax.experiments.benchmarks import form_generator
+from mnist_flax.inference.run import load_run
 from mnist_flax.runtime import run_dir
 from tests.commands import ROOT, command, environment, refusal, start
 
@@ -27,7 +28,7 @@ def split(digits_run):
 @pytest.fixture(scope="module")
 def sure(digits_run, split) -> list[int]:
     """Indices of test examples that the network answers, and answers right, of different digits."""
-    trained = run_dir.load_run(digits_run)
+    trained = load_run(digits_run)
     logits = np.asarray(trained.model.apply(trained.variables, split.images / np.float32(255)))
     margin = np.sort(logits, axis=1)[:, -1] - np.sort(logits, axis=1)[:, -2]
     right = logits.argmax(1) == split.labels

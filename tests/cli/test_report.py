@@ -13,6 +13,7 @@ from mnist_flax import report
 from mnist_flax.evaluation import metrics
 from mnist_flax.runtime import run_dir, terminal
 from mnist_flax.runtime.cli import UserError
+from mnist_flax.runtime.run_dir import read_records
 from tests.commands import command, refusal
 
 NASTY = "<script>alert('x')</script>&amp;\"<img src=//evil.example/x>"
@@ -162,12 +163,12 @@ def test_fields_of_the_summary_as_people_write_them(name, value, want):
 
 def test_a_last_line_cut_short_is_left_out(tmp_path):
     path = make_run(tmp_path / "run") / "metrics.jsonl"
-    whole = report.read_records(path)
+    whole = read_records(path)
     assert [(row["epoch"], row["split"]) for row in whole] == [(e, s) for e in (1, 2) for s in ("train", "validation")]
     content = path.read_text()
     for length in range(len(content) - 60, len(content)):
         path.write_text(content[:length])
-        assert report.read_records(path) == whole[:3]
+        assert read_records(path) == whole[:3]
 
 
 @pytest.mark.parametrize(
@@ -185,13 +186,13 @@ def test_damaged_records_are_refused_in_one_line(tmp_path, content, message):
     path = tmp_path / "metrics.jsonl"
     path.write_text(content)
     with pytest.raises(UserError, match=message) as error:
-        report.read_records(path)
+        read_records(path)
     assert "\n" not in str(error.value)
 
 
 def test_missing_or_binary_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
-        report.read_records(tmp_path / "metrics.jsonl")
+        read_records(tmp_path / "metrics.jsonl")
     (tmp_path / "config.json").write_bytes(b"\xff\x00")
     with pytest.raises(UserError, match="cannot be read"):
         run_dir.read_json(tmp_path / "config.json")

@@ -9,7 +9,7 @@ from mnist_flax.data import datasets
 from mnist_flax.evaluation import corruptions, robustness, robustness_figures
 from mnist_flax.evaluation.corruptions import FAMILIES, SEVERITIES
 from mnist_flax.inference import classifier
-from mnist_flax.runtime import run_dir
+from mnist_flax.inference.run import load_run
 from tests.commands import command
 
 
@@ -110,7 +110,7 @@ def test_figures_show_the_results(measured, temperature):
 def test_command_writes_results_and_figures(digits_run):
     out = command("mnist_flax.evaluate", digits_run, "--corruptions").stdout
     results = json.loads((digits_run / "robustness.json").read_text())
-    trained = run_dir.load_run(digits_run)
+    trained = load_run(digits_run)
     test = datasets.load(trained.config).test
     read = classifier.make_logits(trained)(test.images).argmax(axis=1)
     assert results["clean_accuracy"] == np.mean(read == test.labels)

@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mnist_flax import report
 from mnist_flax.data import datasets, prepare
 from mnist_flax.experiments.fuzz import json_values, targets
 from mnist_flax.experiments.fuzz.targets import TARGETS
@@ -24,6 +23,7 @@ from mnist_flax.inference import classifier
 from mnist_flax.ocr import decode, page_reader
 from mnist_flax.runtime import config, run_dir, terminal
 from mnist_flax.runtime.cli import UserError
+from mnist_flax.runtime.run_dir import read_records
 from mnist_flax.serving import json_api
 from tests.commands import ROOT, command, environment, refusal
 
@@ -206,7 +206,7 @@ def test_records_that_cannot_be_drawn_are_refused(tmp_path, change):
     record = json.loads(targets.metrics_seeds()[1]) | change
     (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + "\n")
     with pytest.raises(UserError, match="line 1 is damaged"):
-        report.read_records(tmp_path / "metrics.jsonl")
+        read_records(tmp_path / "metrics.jsonl")
 
 
 def test_names_in_brackets_are_printed_and_not_taken_for_markup(capsys):

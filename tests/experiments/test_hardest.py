@@ -9,7 +9,7 @@ from PIL import Image
 from mnist_flax.data import datasets
 from mnist_flax.experiments import hardest
 from mnist_flax.inference import classifier
-from mnist_flax.runtime import run_dir
+from mnist_flax.inference.run import load_run
 from tests.commands import command, refusal
 
 
@@ -65,7 +65,7 @@ def test_command_draws_and_writes(digits_run, tmp_path):
     out = command("experiments.hardest", digits_run, f"--output={place}", "--most=2").stdout
     assert out.splitlines()[-1] == f"written: {place / 'hardest.png'} and {place / 'hardest.json'}"
     written = json.loads((place / "hardest.json").read_text())
-    trained = run_dir.load_run(digits_run)
+    trained = load_run(digits_run)
     images, labels = datasets.load(trained.config).test
     wrong = np.flatnonzero(classifier.make_logits(trained)(images).argmax(axis=1) != labels)
     assert [item["number"] for item in written["hardest"]] == wrong.tolist() and len(wrong) > 2

@@ -3,19 +3,19 @@ import numpy as np
 import pytest
 
 from mnist_flax.inference import explain
-from mnist_flax.runtime import run_dir
+from mnist_flax.inference.run import Run
 from tests.models.test_folded import NETWORKS, ensemble, model_config, network, random_variables
 
 TEMPERATURE = 1.3
 
 
 @pytest.fixture(scope="module", params=["plain", "norms", "ensemble"])
-def trained(request) -> run_dir.Run:
+def trained(request) -> Run:
     if request.param == "ensemble":
         together, configs, _, variables = ensemble("plain", "plain")
-        return run_dir.Run(None, configs[0], together, variables, tuple("0123456789"))
+        return Run(None, configs[0], together, variables, tuple("0123456789"))
     config = model_config(NETWORKS[request.param])
-    return run_dir.Run(None, config, network(config), random_variables(config), tuple("0123456789"))
+    return Run(None, config, network(config), random_variables(config), tuple("0123456789"))
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import pytest
 
 from mnist_flax.data import datasets
 from mnist_flax.inference import formats
+from mnist_flax.inference.run import Run, load_run
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.runtime import devices, run_dir
 from mnist_flax.runtime.cli import RunError, UserError
@@ -17,7 +18,7 @@ IN_ONNX = ("jax2onnx", "onnx", "onnxruntime")
 
 
 @pytest.fixture(scope="module")
-def trained(digits_data_dir, tmp_path_factory) -> run_dir.Run:
+def trained(digits_data_dir, tmp_path_factory) -> Run:
     """A small network that has learned the embedded digits, in a run directory."""
     config = config_lib.default_config()
     config.dataset, config.data_dir = "digits", str(digits_data_dir)
@@ -28,7 +29,7 @@ def trained(digits_data_dir, tmp_path_factory) -> run_dir.Run:
     directory, mesh = tmp_path_factory.mktemp("run"), devices.make_mesh()
     run_dir.write_config(directory, config, devices.describe(mesh))
     loop.fit(config, datasets.load(config), 10, directory, mesh, lambda: False)
-    return run_dir.load_run(directory)
+    return load_run(directory)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def splits(trained):
     return datasets.load(trained.config)
 
 
-def outlying(trained: run_dir.Run) -> run_dir.Run:
+def outlying(trained: Run) -> Run:
     """The same function in float32, but one channel of the first layer dwarfs the others: no eight bits hold both."""
     params = jax.tree.map(np.array, trained.variables["params"])
     params["norm0"]["scale"][0] *= 1e5
@@ -208,7 +209,7 @@ def test_calibration_images_are_spread_over_the_training_split():
 def test_an_onnx_file_with_large_kernels_stands_alone(splits, tmp_path):
     needs(*IN_ONNX)
     config = model_config({"channels": (8,), "pool_sizes": (1,), "dense": (64,)})  # 1.6 MB of them
-    large = run_dir.Run(tmp_path, config, network(config), random_variables(config), tuple("0123456789"))
+    large = Run(tmp_path, config, network(config), random_variables(config), tuple("0123456789"))
     formats.export_onnx(large, splits.train.images, tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     predict = formats.load_onnx((tmp_path / "model.onnx").rename(tmp_path / "elsewhere.onnx"))

@@ -9,7 +9,7 @@ from scipy import ndimage
 from mnist_flax.data import datasets
 from mnist_flax.evaluation.metrics import evaluate_logits
 from mnist_flax.inference import tta
-from mnist_flax.runtime import run_dir
+from mnist_flax.inference.run import Run, load_run
 from mnist_flax.runtime.cli import UserError
 from mnist_flax.training import augment
 from tests.commands import command, refusal
@@ -18,8 +18,8 @@ COUNT = 5
 
 
 @pytest.fixture(scope="module")
-def trained(digits_run) -> run_dir.Run:
-    return run_dir.load_run(digits_run)
+def trained(digits_run) -> Run:
+    return load_run(digits_run)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from mnist_flax.data import datasets
 from mnist_flax.experiments import forms
 from mnist_flax.experiments.benchmarks import form_generator
 from mnist_flax.inference import classifier
+from mnist_flax.inference.run import load_run
 from mnist_flax.ocr import binarize, page_reader, reading_order, ruled_lines, segment
 from mnist_flax.runtime import run_dir
 from tests.commands import command
@@ -21,7 +22,7 @@ PERFECT = -1e-6  # log probability
 
 @pytest.fixture(scope="module")
 def reader(mnist_run):
-    return classifier.load_reader(run_dir.load_run(mnist_run))
+    return classifier.load_reader(load_run(mnist_run))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import pytest
 
 from mnist_flax.data import datasets
 from mnist_flax.inference import formats
-from mnist_flax.runtime import files, run_dir
+from mnist_flax.inference.run import load_run
+from mnist_flax.runtime import files
 from mnist_flax.training import checkpoint
 from tests.commands import ROOT
 
@@ -50,7 +51,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 
 
 def test_an_export_is_on_the_disk_before_it_is_done(calls, digits_run, tmp_path):
-    trained = run_dir.load_run(digits_run)
+    trained = load_run(digits_run)
     path = formats.export(trained, datasets.load(trained.config), "stablehlo", tmp_path).path
     assert calls[-2:] == [("replace", path), ("sync", tmp_path)]
 

@@ -11,6 +11,7 @@ import pytest
 from mnist_flax.data import datasets
 from mnist_flax.experiments.research import members
 from mnist_flax.inference import classifier, explain
+from mnist_flax.inference.run import load_run
 from mnist_flax.runtime import devices, run_dir, settings
 from mnist_flax.runtime.cli import RunError, UserError
 from mnist_flax.runtime.config import default_config
@@ -178,7 +179,7 @@ def test_a_run_is_resumed_under_other_settings_bit_for_bit(config, splits, other
 
 def test_a_finished_run_gives_the_same_answers_under_other_settings(undisturbed, splits, otherwise):
     def answers():
-        trained, image = run_dir.load_run(undisturbed[0]), splits.test.images[0]
+        trained, image = load_run(undisturbed[0]), splits.test.images[0]
         return classifier.make_logits(trained)(splits.test.images), *explain.make_explain(trained, 1.0)(image, 3)[1:]
 
     found = answers()
@@ -265,7 +266,7 @@ def test_checkpoints_of_other_types_are_not_called_damaged(config, splits, undis
     config = config.copy_and_resolve_references()
     config.model.dense = (9,)
     run_dir.write_json(tmp_path / "run" / "config.json", {"config": config.to_dict()})
-    for reads in (lambda: fit(config, splits, tmp_path / "run"), lambda: run_dir.load_run(tmp_path / "run")):
+    for reads in (lambda: fit(config, splits, tmp_path / "run"), lambda: load_run(tmp_path / "run")):
         with pytest.raises(RunError, match=r"dense0/.* is float32\[.*8\] in it and float32\[.*9\]") as caught:
             reads()
         assert "damaged" not in str(caught.value) and "remove" not in str(caught.value)

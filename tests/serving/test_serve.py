@@ -21,6 +21,7 @@ from mnist_flax import serve
 from mnist_flax.data import datasets
 from mnist_flax.experiments.benchmarks import form_generator
 from mnist_flax.inference import classifier, mistakes
+from mnist_flax.inference.run import load_run
 from mnist_flax.runtime import run_dir
 from mnist_flax.runtime.cli import UserError
 from mnist_flax.serving import json_api, openapi, schema
@@ -66,7 +67,7 @@ def conforms(description: dict, name: str, content) -> None:
 
 def float32_model(directory: Path) -> tuple:
     """The Linen model of a run, and its variables."""
-    trained = run_dir.load_run(directory)
+    trained = load_run(directory)
     return trained.model.clone(compute_dtype=np.dtype("float32"), impl="lax"), trained.variables
 
 
@@ -142,9 +143,7 @@ def test_mistakes_are_those_of_the_test_split(server, digits_run, test_split, de
 
 def test_the_doubtful_are_counted_over_all_mistakes_listed_or_not(digits_run, monkeypatch):
     monkeypatch.setattr(schema, "MOST_MISTAKES", 1)
-    undecided = classifier.Reader(
-        run_dir.load_run(digits_run), lambda images: np.full((len(images), 10), -2.3), 1.0, 0.5
-    )
+    undecided = classifier.Reader(load_run(digits_run), lambda images: np.full((len(images), 10), -2.3), 1.0, 0.5)
     found = json_api.mistakes_to_json(mistakes.find_mistakes(undecided), 0.5)
     assert found["doubtful"] == found["errors"] > len(found["mistakes"]) == 1
 

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
+from mnist_flax.inference.run import load_run
 from mnist_flax.runtime import config as config_lib
-from mnist_flax.runtime import run_dir
 from mnist_flax.training import checkpoint, step
 from tests.commands import ROOT, command, environment
 
@@ -47,7 +47,7 @@ def test_a_run_on_two_devices_is_read_on_one(digits_data_dir, tmp_path):
         *(f"--config.data_dir={digits_data_dir}", f"--workdir={tmp_path}", "--config.model.batch_norm=True"),
         devices=2,
     )
-    trained = run_dir.load_run(tmp_path)
+    trained = load_run(tmp_path)
     assert read_plainly(tmp_path) == flat(trained.variables)
     assert trained.config.optimizer.ema_decay > 0  # the averages, not the parameters of the last step
 
@@ -65,4 +65,4 @@ def test_without_averages_the_parameters_are_read(batch_norm, tmp_path):
 
 def test_an_ensemble_is_read(digits_ensemble):
     directory, _ = digits_ensemble
-    assert read_plainly(directory) == flat(run_dir.load_run(directory).variables)
+    assert read_plainly(directory) == flat(load_run(directory).variables)

@@ -5,7 +5,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from mnist_flax.runtime import run_dir
+from mnist_flax.inference.run import Run, load_run
 
 _CHECKPOINT = flags.DEFINE_enum(
     "checkpoint", None, ["last", "best"], "which checkpoint; by default the one that the run's config selects."
@@ -13,9 +13,9 @@ _CHECKPOINT = flags.DEFINE_enum(
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "where the dataset is, if it moved since the run.")
 
 
-def load(directory: Path | str) -> run_dir.Run:
-    """The run that a command names, as the flags say. Raises what `run_dir.load_run` does."""
-    trained = run_dir.load_run(directory, _CHECKPOINT.value)
+def load(directory: Path | str) -> Run:
+    """The run that a command names, as the flags say. Raises what `load_run` does."""
+    trained = load_run(directory, _CHECKPOINT.value)
     if _DATA_DIR.value:
         trained.config.data_dir = _DATA_DIR.value
     return trained
