@@ -27,40 +27,34 @@ def main(argv: list[str]) -> None:
         raise cli.UserError("name one run directory: python -m mnist_flax.evaluate RUN")
     if _VIEWS.value > 1 and _CORRUPTIONS.value:
         raise cli.UserError("--corruptions reads each image once: leave out --views")
-    from mnist_flax.data import datasets
-    from mnist_flax.evaluation import metrics
-    from mnist_flax.inference import tta
-    from mnist_flax.runtime import devices, run_dir, terminal
-    from mnist_flax.training import scoring
-
     if _CORRUPTIONS.value:
         from mnist_flax.ocr import page_reader
 
         page_reader.require_packages()
     trained = model_flags.load(argv[1])
-    config = trained.config
-    split = getattr(datasets.load(config), _SPLIT.value)
-    if not len(split.labels):
-        raise cli.UserError(f"the run has no {_SPLIT.value} examples: choose another --split")
-    which = {"dataset": config.dataset, "split": _SPLIT.value, "checkpoint": model_flags.checkpoint(config)}
-    devices.keep_compiled_programs()
-    if _CORRUPTIONS.value:
-        from mnist_flax.evaluation import robustness
+    from mnist_flax.inference import evaluate
+    from mnist_flax.runtime import devices, run_dir, terminal
 
-        robustness.write(trained, split, which)
-        return
-    mesh = devices.make_mesh()
-    model = trained.model
-    name = f"evaluation_{_SPLIT.value}{run_dir.suffix(which, checkpoint=config.checkpoint.select)}"
-    if _VIEWS.value > 1:
-        model, name = tta.look_again(model, config, _VIEWS.value), f"{name}_{_VIEWS.value}_views"
-    evaluation = scoring.make_evaluate(model, mesh)
-    logits = scoring.split_logits(evaluation, trained.variables, split, config.eval_batch_size, mesh)
-    scores = which | metrics.evaluate_logits(logits, split.labels)
+    devices.keep_compiled_programs()
+    checkpoint = model_flags.checkpoint(trained.config)
+    selected = trained.config.checkpoint.select
+    if _CORRUPTIONS.value:
+        from mnist_flax.evaluation import report, robustness
+
+        results, figures = evaluate.evaluate_corruptions(trained, _SPLIT.value, checkpoint)
+        # Of anything but what the run is judged by, files have another name, and the report does not show them.
+        suffix = run_dir.suffix(results, split="test", checkpoint=selected)
+        report.save_figures(trained.directory, {f"{name}{suffix}": figure for name, figure in figures.items()})
+        name = f"robustness{suffix}"
+        robustness.print_results(results)
+    else:
+        results = evaluate.evaluate(trained, _SPLIT.value, checkpoint, _VIEWS.value)
+        name = f"evaluation_{_SPLIT.value}{run_dir.suffix(results, checkpoint=selected)}"
+        name += f"_{_VIEWS.value}_views" if _VIEWS.value > 1 else ""
+        terminal.print_scores(results, trained.class_names)
     path = trained.directory / f"{name}.json"
-    terminal.print_scores(scores, trained.class_names)
-    run_dir.write_json(path, scores)
-    print(f"written to {path}")
+    run_dir.write_json(path, results)
+    print(f"written to {path}" + (f" and {path.parent / run_dir.FIGURES}" if _CORRUPTIONS.value else ""))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from absl import flags
 from PIL import Image
 from rich.console import Console
 
-from mnist_flax import report
+from mnist_flax.evaluation import report
 from mnist_flax.data import idx, prepare
 from mnist_flax.evaluation import metrics
 from mnist_flax.inference import classifier

@@ -152,16 +152,14 @@ def _test_logits(
 ) -> tuple[Float[np.ndarray, "runs examples classes"], Any]:
     from mnist_flax.data import datasets
     from mnist_flax.inference import tta
-    from mnist_flax.runtime import devices
     from mnist_flax.training import scoring
 
-    mesh, logits = devices.make_mesh(), []
+    logits = []
     test = datasets.load(run_dir.read_config(trainings[0].directory)).test
     for training in trainings:
         trained = load_run(training.directory)
         model = tta.look_again(trained.model, trained.config, copies) if copies > 1 else trained.model
-        evaluation = scoring.make_evaluate(model, mesh)
-        logits.append(scoring.split_logits(evaluation, trained.variables, test, trained.config.eval_batch_size, mesh))
+        logits.append(scoring.make_logits(model, trained.config.eval_batch_size)(trained.variables, test))
     return np.stack(logits), test.labels
 
 

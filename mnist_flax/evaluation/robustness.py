@@ -16,8 +16,6 @@ from jaxtyping import Float, UInt8
 from mnist_flax.data.datasets import Split
 from mnist_flax.evaluation import corruptions, metrics
 from mnist_flax.evaluation.corruptions import FAMILIES, SEVERITIES
-from mnist_flax.inference.run import Run
-from mnist_flax.runtime import run_dir
 
 
 class Direction(NamedTuple):
@@ -161,29 +159,3 @@ def print_results(results: Mapping[str, Any]) -> None:
         )
     if results["temperature"] is None:
         console.print("no temperature scaling: no validation examples to fit it to are at hand")
-
-
-def write(trained: Run, split: Split, which: Mapping[str, str]) -> None:
-    """Measures a run on a split, writes robustness.json and figures into its directory, and prints.
-
-    `which` says what the results are of: `dataset`, and the names of `split` and `checkpoint`. Of another split than
-    the test split, or another checkpoint than the config selects, files have its name in theirs, and the report does
-    not show them.
-    Computed in float32; the temperature is that of the run's validation examples, where there are any.
-    """
-    from mnist_flax import report
-    from mnist_flax.evaluation import robustness_figures
-    from mnist_flax.inference import classifier
-
-    logits_of = classifier.make_logits(trained)
-    fitted = classifier.load_calibration(trained, logits_of)
-    temperature = fitted.temperature if fitted else None
-    found = summarize(measure(logits_of, split), split.labels, temperature)
-    results = dict(which) | found
-    suffix = run_dir.suffix(which, split="test", checkpoint=trained.config.checkpoint.select)
-    drawn = robustness_figures.draw(results, split.images)
-    report.save_figures(trained.directory, {f"{figure}{suffix}": picture for figure, picture in drawn.items()})
-    path = trained.directory / f"robustness{suffix}.json"
-    run_dir.write_json(path, results)
-    print_results(results)
-    print(f"written to {path} and {path.parent / run_dir.FIGURES}")

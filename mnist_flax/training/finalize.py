@@ -10,9 +10,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from mnist_flax import report
 from mnist_flax.data import datasets
-from mnist_flax.evaluation import metrics
+from mnist_flax.evaluation import metrics, report
 from mnist_flax.models import cnn
 from mnist_flax.runtime import cli, devices, distributed, run_dir, terminal
 from mnist_flax.runtime.settings import pinned
@@ -80,12 +79,8 @@ def finalize(
     Raises:
       RunError: logits of test images are not finite.
     """
-    evaluation = scoring.make_evaluate(network, mesh)
-
-    def split_logits(split: datasets.Split) -> np.ndarray:
-        return scoring.split_logits(evaluation, variables, split, config.eval_batch_size, mesh)
-
-    test_logits = split_logits(splits.test)
+    logits_of = scoring.make_logits(network, config.eval_batch_size, mesh)
+    test_logits = logits_of(variables, splits.test)
     if not np.isfinite(test_logits).all():
         raise cli.RunError(
             "the network gives NaN or infinite logits for test images: train with a lower "
@@ -96,7 +91,7 @@ def finalize(
     shown = f"test accuracy {test['accuracy']:.2%} ({test['errors']} errors in {test['examples']:,})"
     console.print(f"{shown} after {test_seconds:.1f} s")
     accuracy = {
-        name: metrics.evaluate_logits(split_logits(split), split.labels)["accuracy"]
+        name: metrics.evaluate_logits(logits_of(variables, split), split.labels)["accuracy"]
         for name in also
         if len((split := getattr(splits, name)).labels)
     }

@@ -10,9 +10,10 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
+from mnist_flax.data import datasets
 from mnist_flax.inference.tta import Views
 from mnist_flax.models.cnn import CNN, Ensemble, normalize
-from mnist_flax.runtime.devices import BATCH_AXIS, BATCHES, EVERYWHERE, put
+from mnist_flax.runtime.devices import BATCH_AXIS, BATCHES, EVERYWHERE, make_mesh, put
 from mnist_flax.runtime.settings import pinned
 from mnist_flax.training.loss import cross_entropy
 
@@ -59,18 +60,24 @@ def make_evaluate(model: CNN | Ensemble | Views, mesh: Mesh) -> Callable:
     return pinned()(jax.jit(evaluate, out_shardings=NamedSharding(mesh, EVERYWHERE)))
 
 
-@pinned()
-def split_logits(
-    evaluate: Callable, variables: dict, split, batch_size: int, mesh: Mesh
-) -> Float[np.ndarray, "examples classes"]:
-    """Logits of every example of a `datasets.Split`, whole: nothing is dropped and nothing counted twice.
+def make_logits(
+    model: CNN | Ensemble | Views, batch_size: int, mesh: Mesh | None = None
+) -> Callable[[dict, datasets.Split], Float[np.ndarray, "examples classes"]]:
+    """`logits(variables, split)`: those of every example of a split: nothing is dropped and nothing counted twice.
 
-    `evaluate` is from `make_evaluate`; it is called with one padded batch at a time, so that it compiles once
-    for splits of any size.
+    Evaluated a padded batch of `batch_size` at a time, so that it compiles once for splits of any size, on the devices
+    of `mesh`, by default all.
     """
-    logits = []
-    for start in range(0, len(split.labels), batch_size):
-        images, labels = (array[start : start + batch_size] for array in split)
-        batch = split_batches(mesh, images, labels, batch_size)
-        logits.append(np.asarray(evaluate(variables, *batch)[1][0])[: len(labels)])
-    return np.concatenate(logits)
+    mesh = make_mesh() if mesh is None else mesh
+    evaluate = make_evaluate(model, mesh)
+
+    @pinned()
+    def logits(variables: dict, split: datasets.Split) -> Float[np.ndarray, "examples classes"]:
+        found = []
+        for start in range(0, len(split.labels), batch_size):
+            images, labels = (array[start : start + batch_size] for array in split)
+            batch = split_batches(mesh, images, labels, batch_size)
+            found.append(np.asarray(evaluate(variables, *batch)[1][0])[: len(labels)])
+        return np.concatenate(found)
+
+    return logits

@@ -7,9 +7,8 @@ import pytest
 from PIL import Image
 from scipy.special import softmax
 
-from mnist_flax import ensemble
 from mnist_flax.data import datasets
-from mnist_flax.inference import formats
+from mnist_flax.inference import ensemble, formats
 from mnist_flax.inference.run import Run, load_run
 from mnist_flax.runtime import run_dir
 from mnist_flax.runtime.cli import UserError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_flax import report
+from mnist_flax.evaluation import report
 from mnist_flax.evaluation import metrics
 from mnist_flax.runtime import run_dir, terminal
 from mnist_flax.runtime.cli import UserError

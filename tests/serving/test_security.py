@@ -13,7 +13,7 @@ import numpy as np
 import optuna
 import pytest
 
-from mnist_flax import report
+from mnist_flax.evaluation import report
 from mnist_flax.data import prepare
 from mnist_flax.evaluation import metrics
 from mnist_flax.experiments import report as study_report

@@ -155,9 +155,7 @@ def test_evaluation_counts_every_example_once(examples, batch_size):
     expected = optax.softmax_cross_entropy_with_integer_labels(whole, examples[1]).mean()
     assert float(scores["loss"]) == pytest.approx(float(expected), rel=1e-5)
     assert float(scores["accuracy"]) == pytest.approx(np.mean(np.argmax(whole, 1) == examples[1]))
-    parts = scoring.split_logits(
-        scoring.make_evaluate(model, mesh), variables, datasets.Split(*examples), batch_size, mesh
-    )
+    parts = scoring.make_logits(model, batch_size, mesh)(variables, datasets.Split(*examples))
     np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-5)
 
 
