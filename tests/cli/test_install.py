@@ -67,8 +67,7 @@ def test_configs_and_experiments_are_the_users(python, project):
 def test_every_recipe_is_imported_and_run_from_anywhere(python, tmp_path):
     recipes = sorted(path.relative_to(config_lib.RECIPES) for path in config_lib.RECIPES.rglob("*.py"))
     names = [".".join(recipe.with_suffix("").parts) for recipe in recipes]
-    each = "for name in sys.argv[1:]: print(importlib.import_module(name).get_config().dataset)"
-    code = f"import importlib, sys\n{each}"
+    code = "import importlib, sys\nfor name in sys.argv[1:]: print(importlib.import_module(name).get_config().dataset)"
     found = out_of(python, tmp_path, "-c", code, *(f"mnist_flax.configs.{name}" for name in names)).split()
     assert len(found) == len(recipes) > 10 and set(found) == {"mnist", "digits"}
     assert out_of(python, tmp_path, "-c", LOAD, "--config=configs/studies/optimizers.py", "--config.seed=3") == "3\n"
