@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -21,9 +23,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def environment(devices: int = 1, **more: str) -> dict[str, str]:
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("XLA_", "JAX_"))}
+    flags = os.environ["XLA_FLAGS"]  # see conftest.py
     if devices > 1:
-        variables["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-    return variables | {"PYTHONPATH": str(ROOT)} | more
+        flags += f" --xla_force_host_platform_device_count={devices}"
+    return variables | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)} | more
 
 
 def start(
@@ -44,14 +47,38 @@ def start(
 def finish(process: subprocess.Popen, status: int | None = 0) -> subprocess.CompletedProcess:
     """Waits for a command, and checks that it ended with `status` and showed no traceback."""
     out, err = process.communicate(timeout=300)
-    assert "Traceback" not in err, err
-    assert status is None or process.returncode == status, f"status {process.returncode}\n{out}\n{err}"
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    return check(subprocess.CompletedProcess(process.args, process.returncode, out, err), status)
+
+
+def check(ended: subprocess.CompletedProcess, status: int | None) -> subprocess.CompletedProcess:
+    assert "Traceback" not in ended.stderr, ended.stderr
+    assert status is None or ended.returncode == status, f"status {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
+    return ended
+
+
+@cache
+def fork_server() -> subprocess.Popen:
+    """The process of `tests.fork_server`, one a test process; it ends when this one does."""
+    program = [sys.executable, "-m", "tests.fork_server"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(program, cwd=ROOT, env=environment(), stdin=pipe, stdout=pipe, text=True)
 
 
 def command(module: str, *arguments: object, status: int | None = 0, devices: int = 1, cwd: Path = ROOT):
-    """Runs a command to its end."""
-    return finish(start(module, *arguments, devices=devices, cwd=cwd), status)
+    """Runs a command to its end, as `finish(start(...))` does, but sooner: see `tests.fork_server`."""
+    with tempfile.NamedTemporaryFile("r+") as out, tempfile.NamedTemporaryFile("r+") as err:
+        request = {
+            "module": module,
+            "arguments": [str(argument) for argument in arguments],
+            "cwd": str(cwd),
+            "environment": environment(devices),
+            "outputs": [out.name, err.name],
+        }
+        server = fork_server()
+        print(json.dumps(request), file=server.stdin, flush=True)
+        code = int(server.stdout.readline())
+        ended = subprocess.CompletedProcess(["-m", module, *request["arguments"]], code, out.read(), err.read())
+    return check(ended, status)
 
 
 def refusal(module: str, *arguments: object, **variables: str) -> str:

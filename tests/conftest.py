@@ -1,9 +1,32 @@
+import ctypes
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+# Half of the tests' time would go into optimizing programs that run once; `XLA_FLAGS= pytest` tests optimized ones.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 ROOT = Path(__file__).resolve().parent.parent
+MEMORY_MB = 700
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory() -> Iterator[None]:
+    """Lets go of what a module compiled, which is of no use to the next one, if a test process has grown large."""
+    yield
+    if resident_mb() > MEMORY_MB:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,8 @@ import pytest
 from mnist_flax.experiments.faults import campaign as faults
 from mnist_flax.experiments.faults import sabotage
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory):

@@ -1,8 +1,10 @@
+import pytest
 from mnist_flax.experiments.faults.sabotage import FIELDS
 from mnist_flax.runtime import run_dir
 from tests.commands import command, refusal
 
 
+@pytest.mark.slow
 def test_files_are_whole_while_a_run_writes_them_and_old_checkpoints_go(digits_data_dir, tmp_path):
     workdir = tmp_path / "run"
     fields = {**FIELDS, "data_dir": digits_data_dir}

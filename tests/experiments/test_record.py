@@ -47,6 +47,7 @@ def test_scores_are_paired_by_seed_and_ensembles_share_no_run():
     assert json.loads(json.dumps(one, allow_nan=False))["ensemble_accuracy"]["half_interval"] is None
 
 
+@pytest.mark.slow
 def test_the_test_set_is_scored_only_when_all_have_trained(tmp_path, digits_data_dir):
     recipes = ("--recipe=configs/digits.py", "--reference=configs/tiny.py", "--seeds=2", "--ensemble=2")
     arguments = (*recipes, f"--workdir={tmp_path}", "--", f"--config.data_dir={digits_data_dir}", *SMALL)
@@ -127,14 +128,12 @@ def test_mistakes(arguments, hint, tmp_path):
     for name in ("default.py", "other.py"):
         (tmp_path / name).touch()
     arguments = [argument.format(tmp_path) for argument in arguments]
-    process = start("experiments.record", f"--workdir={tmp_path / 'record'}", *arguments)
-    error = finish(process, 2).stderr
-    assert hint in error and len(error.splitlines()) == 1
+    assert hint in refusal("experiments.record", f"--workdir={tmp_path / 'record'}", *arguments)
     assert not (tmp_path / "record").exists()
 
 
 def test_a_run_that_fails_is_named(tmp_path):
     empty = [f"--config.{field}={tmp_path}" for field in ("data_dir", "archive_dir")]
-    process = start("experiments.record", f"--workdir={tmp_path}", "--", *empty)
-    assert "record 0 ended with status 2" in finish(process, 1).stderr
+    error = command("experiments.record", f"--workdir={tmp_path}", "--", *empty, status=1).stderr
+    assert "record 0 ended with status 2" in error
     assert "train-images-idx3-ubyte.gz is missing" in (tmp_path / "record" / "0.log").read_text()

@@ -111,6 +111,7 @@ def two(small, digits_data_dir):
     return once(directory, "printed.json", make) / "run"
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does_and_the_first_one_tells(two, alone):
     alike(two, alone)
     first, second = json.loads((two.parent / "printed.json").read_text())
@@ -122,6 +123,7 @@ def test_two_processes_train_as_one_does_and_the_first_one_tells(two, alone):
     assert len(list((two / "tb").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_stopped_and_killed_and_started_again_ends_bit_for_bit_the_same(two, small, tmp_path):
     workdir = tmp_path / "run"
     arguments = (*small, "--config.feed=stream", f"--workdir={workdir}")
@@ -144,6 +146,7 @@ def test_stopped_and_killed_and_started_again_ends_bit_for_bit_the_same(two, sma
     jax.tree.map(np.testing.assert_array_equal, last_state(workdir), last_state(two))
 
 
+@pytest.mark.slow
 def test_four_processes_go_down_with_the_first_and_one_finishes_their_work(alone, small, tmp_path):
     workdir = tmp_path / "run"
     job = start_job(4, *small, f"--workdir={workdir}")
@@ -155,6 +158,7 @@ def test_four_processes_go_down_with_the_first_and_one_finishes_their_work(alone
     alike(workdir, alone)
 
 
+@pytest.mark.slow
 def test_a_mistake_of_all_is_told_by_each_in_one_line(small, two):
     job = start_job(2, *small, "--config.seed=1", f"--workdir={two}")
     for process in job:
