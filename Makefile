@@ -10,7 +10,8 @@ CONFIG ?= configs/digits.py
 ARGS ?=
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal -rs --durations=15
-CORE := $(patsubst %,tests/test_%.py,conv norm noise model optimizer train checkpoint run)
+CORE := tests/ops tests/models tests/training/test_optimizer.py tests/training/test_step.py \
+  tests/training/test_checkpoint.py tests/runtime/test_run_dir.py tests/test_api.py
 
 .PHONY: train test test-slow test-fast lint clean
 
@@ -31,6 +32,7 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 # The mark is written last, so an interrupted installation is taken up again.
 $(VENV)/installed: pyproject.toml

@@ -9,8 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnist_flax.evaluation import report
-from mnist_flax.evaluation import html
+from mnist_flax.evaluation import html, report
 from mnist_flax.experiments.research import extra, outputs, study_figures
 from mnist_flax.experiments.research.study_figures import Axis, Trial
 from mnist_flax.runtime import cli, files, terminal

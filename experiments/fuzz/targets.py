@@ -23,9 +23,8 @@ from absl import flags
 from PIL import Image
 from rich.console import Console
 
-from mnist_flax.evaluation import report
 from mnist_flax.data import idx, prepare
-from mnist_flax.evaluation import metrics
+from mnist_flax.evaluation import metrics, report
 from mnist_flax.inference import classifier
 from mnist_flax.inference.run import Run
 from mnist_flax.ocr import decode, page_reader

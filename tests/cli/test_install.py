@@ -14,7 +14,7 @@ from tests.commands import ROOT, environment
 
 RECIPE = "from {} import digits\ndef get_config():\n    config = digits.get_config()\n    {}\n    return config\n"
 LOAD = (
-    "import sys; from absl import flags; from mnist_flax import config; "
+    "import sys; from absl import flags; from mnist_flax.runtime import config; "
     "holder, arguments = config.define_flag(sys.argv); flags.FLAGS(arguments); print(holder.value.seed)"
 )
 
@@ -57,7 +57,7 @@ def test_configs_and_experiments_are_the_users(python, project):
     assert out_of(python, project, "-c", LOAD, "--config=configs/mine.py") == "777\n"
     assert out_of(python, project, "-c", LOAD, "--config=configs/classic.py") == "0\n"  # ours, which is not there
     assert out_of(python, project, "-m", "experiments.own") == "own\n"
-    notebook = "import configs.base; from mnist_flax import config; config.check(config.default_config())"
+    notebook = "import configs.base; from mnist_flax.runtime import config; config.check(config.default_config())"
     out_of(python, project, "-c", notebook)
     recipe = project / "configs" / "mine.py"
     error = out_of(python, project.parent, "-m", "mnist_flax.main", f"--config={recipe}", status=2)

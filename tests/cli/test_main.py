@@ -428,7 +428,7 @@ def test_runs_from_any_directory_under_a_new_name(small, tmp_path):
 
 def test_imports_neither_tensorflow_nor_what_only_tools_need(small, tmp_path):
     code = (
-        "import sys; from mnist_flax import conclude, loop, data; "
+        "import sys; from mnist_flax.training import finalize, loop; from mnist_flax.data import datasets; "
         "bad = {'tensorflow', 'sklearn', 'matplotlib', 'skimage', 'torch', 'optuna'} & set(sys.modules); "
         "sys.exit(f'imported: {bad}' if bad else 0)"
     )

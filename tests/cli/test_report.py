@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_flax.evaluation import report
-from mnist_flax.evaluation import metrics
+from mnist_flax.evaluation import metrics, report
 from mnist_flax.runtime import run_dir, terminal
 from mnist_flax.runtime.cli import UserError
 from mnist_flax.runtime.run_dir import read_records

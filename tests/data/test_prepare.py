@@ -56,8 +56,8 @@ def start(program: str, *arguments: str, env=None) -> subprocess.Popen:
 
 
 PREPARE = """
-from mnist_flax import prepare
-from mnist_flax.cli import UserError
+from mnist_flax.data import prepare
+from mnist_flax.runtime.cli import UserError
 try:
     prepare.prepare("mnist", sys.argv[1], sys.argv[2])
 except UserError as error:
@@ -160,7 +160,7 @@ def test_killed_at_random_moments_then_run_again(archives, tmp_path):
     program = """
 import os, pathlib, random, shutil, signal, time
 import tensorflow_datasets, tensorflow_datasets.image_classification
-from mnist_flax import data, prepare
+from mnist_flax.data import datasets, prepare
 import PIL.PngImagePlugin, rich.progress, rich.console
 
 def fork(function):
@@ -175,13 +175,13 @@ def fork(function):
     return pid
 
 def run():
-    data._decoded("mnist", prepare.prepare("mnist", sys.argv[1], sys.argv[2]))
+    datasets._decoded("mnist", prepare.prepare("mnist", sys.argv[1], sys.argv[2]))
 
 def verify():
-    from tests import test_prepare
+    from tests.data import test_prepare
     place = prepare.prepare("mnist", sys.argv[1], "/nowhere")
     assert test_prepare.holds(place) == test_prepare.EXPECTED
-    decoded = data._decoded("mnist", place)
+    decoded = datasets._decoded("mnist", place)
     for split, expected in test_prepare.EXPECTED.items():
         pairs = zip(decoded[split].images, decoded[split].labels, strict=True)
         assert sorted(image.tobytes() + bytes([label]) for image, label in pairs) == expected
@@ -240,7 +240,7 @@ def test_two_processes_at_once_prepare_once(archives, tmp_path):
 
 def test_a_dead_holder_frees_the_lock(archives, tmp_path):
     program = """
-from mnist_flax import prepare
+from mnist_flax.data import prepare
 from pathlib import Path
 place = prepare._place("mnist", Path(sys.argv[1]))
 with prepare.lock("mnist", place):
@@ -383,7 +383,7 @@ def test_a_prepared_directory_that_is_not_whole_is_named(archives, tmp_path, dam
 
 def test_data_dir_defaults_as_in_tfds(archives, tmp_path):
     program = """
-from mnist_flax import prepare
+from mnist_flax.data import prepare
 import tensorflow_datasets as tfds
 assert str(prepare.prepare("mnist", None, sys.argv[1]).root) == str(tfds.core.constants.DATA_DIR)
 assert len(tfds.data_source("mnist", split="test")) == 60

@@ -202,7 +202,7 @@ def test_import_is_light_and_pyplot_never_needed():
     code = """
 import sys
 import numpy as np
-from mnist_flax import figures, report
+from mnist_flax.evaluation import figures, report
 assert "matplotlib" not in sys.modules
 figures.figure_confusion(np.eye(3, dtype=int), "abc").savefig("/dev/null", format="png")
 assert "matplotlib.pyplot" not in sys.modules

@@ -1,4 +1,5 @@
 import pytest
+
 from mnist_flax.experiments.faults.sabotage import FIELDS
 from mnist_flax.runtime import run_dir
 from tests.commands import command, refusal

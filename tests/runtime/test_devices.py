@@ -8,7 +8,7 @@ from tests.commands import ROOT, environment
 COMPILE = """
 import sys
 from absl import logging
-from mnist_flax import devices
+from mnist_flax.runtime import devices
 logging.set_verbosity(logging.INFO)
 devices.keep_compiled_programs()
 import jax

@@ -75,7 +75,7 @@ def test_a_checkpoint_goes_only_when_a_later_one_is_on_the_disk(calls, tmp_path)
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_of_either_kind_ends_the_process(second):
     code = (
-        "import os, signal; from mnist_flax import cli; stop = cli.Stop(); stop.can_wait = True; "
+        "import os, signal; from mnist_flax.runtime import cli; stop = cli.Stop(); stop.can_wait = True; "
         f"os.kill(os.getpid(), signal.SIGTERM); assert stop.requested; os.kill(os.getpid(), {int(second)})"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == -second
@@ -84,7 +84,7 @@ def test_a_second_signal_of_either_kind_ends_the_process(second):
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 def test_before_there_is_anything_to_save_a_signal_ends_the_process_whatever_it_was_doing(first):
     code = (
-        "import io, os, sys; from mnist_flax import cli; cli.Stop('this command goes on'); sys.stdout = io.StringIO()\n"
+        "import io, os, sys; from mnist_flax.runtime import cli; cli.Stop('this command goes on'); sys.stdout = io.StringIO()\n"
         f"try:\n  os.kill(os.getpid(), {int(first)})\nexcept BaseException as error:\n  raise ImportError from error"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -95,7 +95,7 @@ def test_before_there_is_anything_to_save_a_signal_ends_the_process_whatever_it_
 def test_a_signal_after_the_end_does_not_belie_the_status(late):
     """All is done and said; what ends the interpreter, such as closing a pool of threads, takes its time."""
     code = (
-        "import atexit, os; from mnist_flax import cli\n"
+        "import atexit, os; from mnist_flax.runtime import cli\n"
         f"atexit.register(os.kill, os.getpid(), {int(late)})\n"
         "cli.run(lambda argv: 3, ['command'])"
     )
@@ -106,7 +106,7 @@ def test_a_signal_after_the_end_does_not_belie_the_status(late):
 def test_what_tensorstore_tells_asyncio_is_not_shown_and_other_warnings_are(tmp_path):
     """Each array of a damaged checkpoint that cannot be read is logged, besides the one that is raised."""
     code = (
-        "import logging; from mnist_flax import cli\n"
+        "import logging; from mnist_flax.runtime import cli\n"
         "def main(argv):\n"
         "  logging.getLogger('asyncio').error('Future exception was never retrieved: tensorstore NOT_FOUND')\n"
         "  logging.getLogger('asyncio').error('another loop')\n"

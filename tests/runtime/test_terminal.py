@@ -11,55 +11,55 @@ from rich.console import Console
 
 from mnist_flax.data import datasets
 from mnist_flax.evaluation import metrics
-from mnist_flax.runtime import terminal as progress
+from mnist_flax.runtime import terminal
 from tests.commands import environment
 
 
 @pytest.fixture
-def terminal(monkeypatch) -> io.StringIO:
+def screen(monkeypatch) -> io.StringIO:
     """What a terminal of 80 columns shows."""
     shown = io.StringIO()
     monkeypatch.setattr(
-        progress, "console", Console(file=shown, width=80, soft_wrap=True, force_terminal=True, color_system=None)
+        terminal, "console", Console(file=shown, width=80, soft_wrap=True, force_terminal=True, color_system=None)
     )
     return shown
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist"])
-def test_a_confusion_matrix_of_thousands_fits_a_terminal(terminal, dataset):
+def test_a_confusion_matrix_of_thousands_fits_a_terminal(screen, dataset):
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 10, 10_000)
     logits = np.eye(10)[labels] + generator.normal(size=(10_000, 10)) / 3
     scores = metrics.evaluate_logits(logits, labels)
-    progress.print_scores({"dataset": dataset, "split": "test"} | scores, datasets.CLASS_NAMES[dataset])
-    lines = terminal.getvalue().splitlines()
-    assert "\N{HORIZONTAL ELLIPSIS}" not in terminal.getvalue() and max(map(len, lines)) <= 90  # with codes of colour
-    words = set(terminal.getvalue().split())
+    terminal.print_scores({"dataset": dataset, "split": "test"} | scores, datasets.CLASS_NAMES[dataset])
+    lines = screen.getvalue().splitlines()
+    assert "\N{HORIZONTAL ELLIPSIS}" not in screen.getvalue() and max(map(len, lines)) <= 90  # with codes of colour
+    words = set(screen.getvalue().split())
     expected = {str(count) for row in scores["confusion"] for count in row}
     expected |= {f"{row[key]:.2%}" for row in scores["per_class"] for key in ("precision", "recall")}
     assert expected <= words
 
 
-def test_the_bar_shows_the_time_left_on_a_terminal(terminal):
-    with progress.bar(6_000, 0) as bar:
+def test_the_bar_shows_the_time_left_on_a_terminal(screen):
+    with terminal.bar(6_000, 0, terminal.console) as bar:
         bar.update(1_000, 15, 0.1234, 0.9912, 12_345.0)
     wanted = ("17%", ":", "epoch 15", "loss 0.1234", "accuracy 99.12%", "12,345 images/s")
-    assert any(all(text in line for text in wanted) for line in terminal.getvalue().splitlines())
+    assert any(all(text in line for text in wanted) for line in screen.getvalue().splitlines())
 
 
-def test_what_is_wider_than_the_terminal_is_folded(terminal):
-    shown = progress.table("run", "a long heading")
+def test_what_is_wider_than_the_terminal_is_folded(screen):
+    shown = terminal.table("run", "a long heading")
     shown.add_row("r" * 100, "9" * 30)
-    progress.console.print(shown)
-    assert terminal.getvalue().count("r") >= 100 and terminal.getvalue().count("9") == 30
+    terminal.console.print(shown)
+    assert screen.getvalue().count("r") >= 100 and screen.getvalue().count("9") == 30
 
 
 NOISY = """
 from absl import logging
-from mnist_flax import cli, progress
+from mnist_flax.runtime import cli, terminal
 
 def main(argv):
-    with progress.bar(100, 0) as bar:
+    with terminal.bar(100, 0) as bar:
         bar.update(50, 1, 0.5, 0.5, 1.0)
         logging.warning("checkpoint %d is damaged", 7)
         logging.info("preparing digits")

@@ -13,9 +13,8 @@ import numpy as np
 import optuna
 import pytest
 
-from mnist_flax.evaluation import report
 from mnist_flax.data import prepare
-from mnist_flax.evaluation import metrics
+from mnist_flax.evaluation import metrics, report
 from mnist_flax.experiments import report as study_report
 from mnist_flax.experiments.research import confirm, directory, space, study_figures
 from mnist_flax.runtime import run_dir
@@ -32,9 +31,12 @@ import numpy as np
 
 # Imported before anybody listens: some packages find classes by pickle's means while they are imported.
 import jax, optuna
-from mnist_flax.experiments import directory, storage
+from mnist_flax.data import datasets, idx, prepare
 from mnist_flax.experiments import report as study_report
-from mnist_flax import data, formats, idx, prepare, recogniser, report, run
+from mnist_flax.experiments.research import directory, storage
+from mnist_flax.inference import classifier, formats
+from mnist_flax.inference.run import load_run
+from mnist_flax.runtime import run_dir
 from orbax.checkpoint import v1
 
 place, payload = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]).read_bytes()
@@ -51,15 +53,15 @@ def attempt(function, *arguments):
         return False
 
 def readers(trained):
-    config = run.read_config(trained)
+    config = run_dir.read_config(trained)
     return [
-        lambda: run.read_summary(trained) or 1 / 0, lambda: report.read_records(trained / "metrics.jsonl"),
-        lambda: run.load_run(trained, "last"), lambda: run.load_run(trained, "best"),
-        lambda: recogniser.load_reader(run.load_run(trained)), lambda: data.load(config),
+        lambda: run_dir.read_summary(trained) or 1 / 0, lambda: run_dir.read_records(trained / "metrics.jsonl"),
+        lambda: load_run(trained, "last"), lambda: load_run(trained, "best"),
+        lambda: classifier.load_reader(load_run(trained)), lambda: datasets.load(config),
     ]
 
 def read_all(trained):
-    return [attempt(reader) for reader in readers(trained)] if attempt(run.read_config, trained) else []
+    return [attempt(reader) for reader in readers(trained)] if attempt(run_dir.read_config, trained) else []
 
 counts = {"files": 0, "refused": 0}
 trained = place / "run"
@@ -81,16 +83,16 @@ class Evil:
 prepared = prepare.prepare("digits", str(place / "data"))
 cache = prepared.work / "digits.npz"
 evil = np.array([Evil()], object)
-np.savez(cache, fingerprint=np.array(data._fingerprint(prepared.directory)), train_images=evil, train_labels=evil,
+np.savez(cache, fingerprint=np.array(datasets._fingerprint(prepared.directory)), train_images=evil, train_labels=evil,
          test_images=evil, test_labels=evil)
 assert b"touch" in cache.read_bytes()
-data.load(run.read_config(trained))
+datasets.load(run_dir.read_config(trained))
 np.save(cache.with_suffix(".npy"), evil, allow_pickle=True)
 os.replace(cache.with_suffix(".npy"), cache)
-data.load(run.read_config(trained))
+datasets.load(run_dir.read_config(trained))
 
 # Exports, sound and not.
-reader = run.load_run(trained)
+reader = load_run(trained)
 images = np.zeros((2, 28, 28), np.uint8)
 for name in ("stablehlo", "safetensors"):
     kind = formats.FORMATS[name]

@@ -144,7 +144,7 @@ def test_what_comes_to_a_closed_event_loop_is_not_shown_and_all_else_is():
     """A failed save tells an event loop that is closed of each further array: one line is enough."""
     code = (
         "import sys; from types import SimpleNamespace as Case; shown = []; sys.unraisablehook = shown.append\n"
-        "from mnist_flax import cli\n"
+        "from mnist_flax.runtime import cli\n"
         "errors = RuntimeError('Event loop is closed'), OSError('no space')\n"
         "cases = [Case(exc_value=error, object=thing) for error in errors for thing in (None, print)]\n"
         "def main(argv):\n"
