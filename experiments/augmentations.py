@@ -15,13 +15,13 @@ from jaxtyping import Float
 
 from mnist_flax.evaluation.figures import styled
 from mnist_flax.experiments.research import outputs
-from mnist_flax.runtime import cli
+from mnist_flax.runtime import cli, config_flag
 from mnist_flax.runtime import config as config_lib
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_CONFIG, _ARGUMENTS = config_lib.define_flag()
+_CONFIG, _ARGUMENTS = config_flag.define_flag()
 _OUTPUT = flags.DEFINE_string("output", ".", "directory to write augmentations.png to.")
 _TRAINED = 3  # rows
 
@@ -68,7 +68,7 @@ def figure_augmentations(found: dict[str, Images]) -> "Figure":
 
 
 def main(argv: list[str]) -> None:
-    config_lib.refuse_arguments(argv)
+    config_flag.refuse_arguments(argv)
     config = _CONFIG.value
     config_lib.check(config)
     (path,) = outputs.check_directory("output", Path(_OUTPUT.value), "augmentations.png")

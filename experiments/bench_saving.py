@@ -21,12 +21,12 @@ import jax
 from absl import flags
 
 from mnist_flax.data import datasets
-from mnist_flax.runtime import cli, devices, run_dir, terminal
+from mnist_flax.runtime import cli, config_flag, devices, run_dir, terminal
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.training import checkpoint
 from mnist_flax.training.state import init_state
 
-_CONFIG, _ARGUMENTS = config_lib.define_flag()
+_CONFIG, _ARGUMENTS = config_flag.define_flag()
 _ROUNDS = flags.DEFINE_integer("rounds", 20, "saves of each kind", lower_bound=1)
 _DIRECTORY = flags.DEFINE_string(
     "directory", None, "where to write; a directory of the system's temporary ones if not given"
@@ -47,7 +47,7 @@ def measure(action: Callable[[], Callable[[], None]]) -> tuple[float, float, flo
 
 
 def main(argv: list[str]) -> None:
-    config_lib.refuse_arguments(argv)
+    config_flag.refuse_arguments(argv)
     if _DIRECTORY.value and not Path(_DIRECTORY.value).is_dir():
         raise cli.UserError(f"--directory={_DIRECTORY.value} is no directory: make it, or name another")
     config = _CONFIG.value

@@ -11,10 +11,9 @@ from absl import flags
 
 from mnist_flax.experiments.research import members, outputs
 from mnist_flax.experiments.summarize import add_means, shown
-from mnist_flax.runtime import cli, run_dir, terminal
-from mnist_flax.runtime import config as config_lib
+from mnist_flax.runtime import cli, config_flag, run_dir, terminal
 
-_CONFIG, _ARGUMENTS = config_lib.define_flag()
+_CONFIG, _ARGUMENTS = config_flag.define_flag()
 _SEEDS = flags.DEFINE_integer("seeds", 8, "number of members, with seeds from config.seed on.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the results of all members to.")
 
@@ -55,7 +54,7 @@ def print_results(results: Sequence[dict], title: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    config_lib.refuse_arguments(argv)
+    config_flag.refuse_arguments(argv)
     config = _CONFIG.value
     members.check([config])
     if _OUTPUT.value:
@@ -64,7 +63,9 @@ def main(argv: list[str]) -> None:
     configs = [members.with_fields(config, {"seed": config.seed + i}) for i in range(_SEEDS.value)]
     population = members.Population(configs, members.Programs.load(config))
     results = train(population, config.num_epochs)
-    title = f"{config.dataset}, {Path(config_lib.recipe_path()).stem}, {config.num_epochs} epochs, {len(configs)} seeds"
+    title = (
+        f"{config.dataset}, {Path(config_flag.recipe_path()).stem}, {config.num_epochs} epochs, {len(configs)} seeds"
+    )
     print_results(results, title)
     if _OUTPUT.value:
         run_dir.write_json(Path(_OUTPUT.value), {"config": config.to_dict(), "members": results})

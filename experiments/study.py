@@ -16,10 +16,9 @@ from typing import Any
 from absl import flags
 
 from mnist_flax.experiments.research import extra
-from mnist_flax.runtime import cli
-from mnist_flax.runtime import config as config_lib
+from mnist_flax.runtime import cli, config_flag
 
-_CONFIG, _ARGUMENTS = config_lib.define_flag()
+_CONFIG, _ARGUMENTS = config_flag.define_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "study directory; by default runs/studies/<config name>.")
 _STORAGE = flags.DEFINE_string(
     "storage", None, "database: sqlite:///PATH, by default in the study directory, or postgresql://USER@HOST/DATABASE."
@@ -49,7 +48,7 @@ def search(stop: cli.Stop) -> None:
 
     from mnist_flax.experiments.research import confirm, directory, members, space, storage, worker
 
-    path = config_lib.recipe_path()
+    path = config_flag.recipe_path()
     definition = space.define(load_module(path), _CONFIG.value, _REPEATS.value)
     place = Path(_WORKDIR.value or Path("runs") / "studies" / Path(path).stem)
     print(place, flush=True)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from mnist_flax.data import datasets
 from mnist_flax.inference import formats, predictor
 from mnist_flax.inference import run as run_lib
-from mnist_flax.runtime import cli, run_dir
+from mnist_flax.runtime import cli, recipes, run_dir
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.training import train as train_lib
 
@@ -32,7 +32,7 @@ def get_config(recipe: str, **overrides: Any) -> ConfigDict:
     Raises:
       UserError: there is no such recipe, it fails, or a field is unknown, of the wrong type or out of range.
     """
-    config = config_lib.load_recipe(recipe)
+    config = recipes.load(recipe)
     config_lib.override(config, overrides)
     config_lib.check(config)
     return config

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from absl import flags
 
-from mnist_flax.runtime import cli, distributed, run_dir, terminal
+from mnist_flax.runtime import cli, config_flag, distributed, run_dir, terminal
 from mnist_flax.runtime import config as config_lib
 
-_CONFIG, _ARGUMENTS = config_lib.define_flag()
+_CONFIG, _ARGUMENTS = config_flag.define_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory; a new one under runs/ if not given.")
 _TRAIN_ONLY = flags.DEFINE_bool("train_only", False, "end before the test set is scored; without it the run goes on.")
 distributed.define_flags()
@@ -18,10 +18,10 @@ flags.declare_key_flag("config")
 
 
 def main(argv: list[str]) -> int:
-    config_lib.refuse_arguments(argv)
+    config_flag.refuse_arguments(argv)
     config = _CONFIG.value
     config_lib.check(config)
-    directory = Path(_WORKDIR.value or run_dir.new_directory(Path(config_lib.recipe_path()).stem))
+    directory = Path(_WORKDIR.value or run_dir.new_directory(Path(config_flag.recipe_path()).stem))
     again = shlex.join(["python", "-m", "mnist_flax.main", *sys.argv[1:]])
     if not _WORKDIR.value:
         again += f" --workdir={shlex.quote(str(directory))}"

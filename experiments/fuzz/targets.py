@@ -28,7 +28,7 @@ from mnist_flax.evaluation import metrics, report
 from mnist_flax.inference import classifier
 from mnist_flax.inference.run import Run
 from mnist_flax.ocr import decode, page_reader
-from mnist_flax.runtime import cli, run_dir, terminal
+from mnist_flax.runtime import cli, config_flag, run_dir, terminal
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.runtime.run_dir import read_records
 from mnist_flax.serving import json_api
@@ -103,9 +103,9 @@ def feed_flags(directory: Path) -> Feed:
         complaint = io.StringIO()
         try:
             with contextlib.redirect_stderr(complaint):
-                _, arguments = config_lib.define_flag(["main", *(f"--config.{line}" for line in lines)])
+                _, arguments = config_flag.define_flag(["main", *(f"--config.{line}" for line in lines)])
             cli._parse_flags(arguments)
-            config_lib.recipe_path()
+            config_flag.recipe_path()
             config_lib.check(flags.FLAGS["config"].value)
         except SystemExit as error:
             assert error.code == 2

@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from mnist_flax.experiments.record import results, runs
-from mnist_flax.runtime import cli, run_dir
+from mnist_flax.runtime import cli, config_flag, run_dir
 from mnist_flax.runtime import config as config_lib
 
 _SEEDS = flags.DEFINE_integer("seeds", 5, "runs of each recipe, with seeds 0, 1, ...", lower_bound=2)
@@ -30,7 +30,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/record", "directory of all runs 
 
 def resolve(recipe: str, overrides: Sequence[str]) -> ConfigDict:
     """The config of a recipe with --config.KEY=VALUE; raises UserError, or ends the process, where there is none."""
-    holder, arguments = config_lib.define_flag(["record", f"--config={recipe}", *overrides])
+    holder, arguments = config_flag.define_flag(["record", f"--config={recipe}", *overrides])
     with cli.flag_errors():
         flags.FLAGS(arguments)
     config = holder.value

@@ -1,23 +1,15 @@
-"""Finding, loading and checking configs: every mistake is found here, before any work starts."""
+"""What a config may hold: every mistake in one is found here, before any work starts."""
 
 import difflib
-import inspect
 import os
-import re
-import runpy
-import sys
-import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from mnist_flax.runtime import cli
 from mnist_flax.runtime.cli import UserError
-
-# In a clone a link to the directory beside the package. Never imported as `configs`: that name is the user's.
-RECIPES = Path(__file__).resolve().parents[1] / "configs"
 
 _CHOICES = {
     "dataset": ("mnist", "fashion_mnist", "kmnist", "digits"),
@@ -94,53 +86,11 @@ _REMOVED = {
 }
 
 
-def define_flag(argv: Sequence[str] | None = None) -> tuple[flags.FlagHolder, list[str]]:
-    """Defines `--config` and its overrides `--config.KEY=VALUE`; gives the flag and the arguments to parse.
+def default_config() -> ConfigDict:
+    """The reference recipe, which defines which fields exist and what type each has."""
+    from mnist_flax.configs import default
 
-    `configs/NAME.py` names a recipe of the project from any directory, unless such a file is there.
-    """
-    config_flags.register_flag_parser_for_type(int, _IntegerOrNone())
-    config_flags.register_flag_parser_for_type(str, _TextOrNone())
-    try:
-        with cli.flag_errors():
-            expanded = flags.FLAGS.read_flags_from_files(list(sys.argv if argv is None else argv))
-        program, *words = _joined(expanded)
-        # ml_collections wants the recipe before its overrides; to a user their order means nothing.
-        recipes = [_find_recipe(word) for word in words if word.startswith("--config=")]
-        arguments = [program, *recipes, *(word for word in words if not word.startswith("--config="))]
-        _check_names(arguments)
-        if recipes:
-            _try_recipe(recipes[-1].partition("=")[2])
-        with cli.flag_errors():
-            holder = config_flags.DEFINE_config_file(
-                "config",
-                str(RECIPES / "default.py"),
-                "recipe to run, a Python file whose get_config() returns a ConfigDict; "
-                "override any field with --config.KEY=VALUE.",
-                sys_argv=arguments,  # which it reads at once, before any command is there to report a mistake
-            )
-    except UserError as error:
-        cli.print_error(error)
-        sys.exit(2)
-    return holder, arguments
-
-
-def refuse_arguments(argv: Sequence[str]) -> None:
-    """Raises UserError for words that belong to no flag, with what was probably meant."""
-    if len(argv) < 2:
-        return
-    word = argv[1]
-    key, equals, _ = word.removeprefix("config.").partition("=")
-    recipe = _find_recipe(f"--config={word}" if word.endswith(".py") else f"--config=configs/{word}.py")
-    if word in ("true", "false", "True", "False"):
-        hint = f"a field is switched by --config.KEY={word}, in one word"
-    elif equals and (field := find_field(key)):
-        hint = f"did you mean --config.{field}={word.partition('=')[2]}?"
-    elif Path(recipe.removeprefix("--config=")).is_file():
-        hint = f"did you mean --config={word if word.endswith('.py') else f'configs/{word}.py'}?"
-    else:
-        hint = "override a field with --config.KEY=VALUE"
-    raise UserError(f"{word!r} is no flag: {hint}")
+    return default.get_config()
 
 
 def find_field(name: str) -> str | None:
@@ -148,110 +98,27 @@ def find_field(name: str) -> str | None:
     return next((key for key in flatten(default_config()) if f".{key}".endswith(f".{name}")), None)
 
 
-def recipe_path() -> str:
-    """Path of the recipe that `--config` named."""
-    return config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]  # get_config's argument follows
-
-
-# With ml_collections' own parsers no field could be set back to None.
-class _IntegerOrNone(flags.IntegerParser):
-    def parse(self, argument):
-        return None if argument == "None" else super().parse(argument)
-
-
-class _TextOrNone(flags.ArgumentParser):
-    def parse(self, argument):
-        return None if argument == "None" else super().parse(argument)
-
-
-def _joined(argv: Sequence[str]) -> list[str]:
-    """The arguments with `--config PATH`, in any spelling of absl's, as one word `--config=PATH`."""
-    words = iter(argv)
-    joined = []
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name in ("--config", "-config"):
-            value = value if equals else next(words, "")
-            if value.startswith("-"):
-                raise UserError(f"--config names nothing before {value}: give a recipe, such as configs/default.py")
-            word = f"--config={os.path.expanduser(value)}"
-        joined.append(word)
-    return joined
-
-
-def _check_names(arguments: Sequence[str]) -> None:
-    fields = flatten(default_config())
-    for key in (found[1] for argument in arguments if (found := re.match(r"--?config\.([^=]+)", argument))):
-        if group := [name for name in fields if name.startswith(f"{key}.")]:
-            raise UserError(f"config.{key} is a group of fields: override one, such as config.{group[0]}")
-        if key not in fields:
-            raise _unknown(key, fields)
-
-
-def _unknown(key: str, fields: Iterable[str]) -> UserError:
+def unknown_field(key: str, fields: Iterable[str]) -> UserError:
+    """The error of a field that is not known, with the nearest name."""
     near = difflib.get_close_matches(key, fields, n=1)
     hint = f"did you mean config.{near[0]}?" if near else "configs/default.py has them all"
     return UserError(f"config.{key} is no known field: {hint}")
 
 
-def _try_recipe(name: str) -> None:
-    """Runs the recipe that `--config` names: ml_collections would bury what is wrong with one.
+def override(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """Sets fields of a config, in place: groups are dictionaries, and fields that refer to those set follow.
 
     Raises:
-      UserError: it is no file, or fails; the line is named.
+      UserError: a field is unknown, or has another type.
     """
-    path, colon, argument = name.partition(":")
-    if not Path(path).is_file():
-        raise UserError(_no_recipe(name, path))
-    if not path.endswith(".py"):
-        raise UserError(f"{path} is not a Python file: name a recipe, such as configs/default.py")
-    try:
-        get_config = runpy.run_path(path).get("get_config")
-        if get_config is None:
-            raise UserError(f"{path} has no function get_config(): see configs/default.py")
-        given = (argument,) if colon else ()
-        _check_argument(path, get_config, given)
-        if get_config(*given) is None:
-            raise UserError(f"{path}: get_config() returns nothing: end it with `return config`")
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-        where = f", line {line}" if line else ""
-        user_own = isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "configs"
-        hint = " (the recipes of this project are in mnist_flax.configs)" if user_own else ""
-        raise UserError(f"{path}{where}: {type(error).__name__}: {cli.reason(error)}{hint}") from error
-
-
-def _no_recipe(name: str, path: str) -> str:
-    if Path(name).is_file():
-        return f"{name} cannot be a recipe: what follows a colon is get_config's argument; rename it, or copy it"
-    shipped = sorted(recipe.relative_to(RECIPES.parent) for recipe in RECIPES.rglob("*.py"))
-    near = [recipe for recipe in shipped if path and recipe.stem == Path(path).stem]
-    hint = f"did you mean --config={near[0]}?" if near else "name a recipe, such as configs/default.py"
-    return f"{path or 'an empty name'} is no file: {hint}"
-
-
-def _check_argument(path: str, get_config: Callable, given: Sequence[str]) -> None:
-    try:
-        inspect.signature(get_config).bind(*given)
-    except TypeError:
-        way = f"leave out :{given[0]}" if given else f"give one, --config={path}:ARGUMENT"
-        raise UserError(f"{path}: get_config() takes {'no' if given else 'an'} argument: {way}") from None
-
-
-def _find_recipe(argument: str) -> str:
-    file = argument.removeprefix("--config=").partition(":")[0]
-    shipped = file.startswith("configs/") and file.endswith(".py") and (RECIPES.parent / file).exists()
-    return argument.replace(file, str(RECIPES.parent / file), 1) if shipped and not Path(file).exists() else argument
-
-
-def default_config() -> ConfigDict:
-    """The reference recipe, which defines which fields exist and what type each has."""
-    from mnist_flax.configs import default
-
-    return default.get_config()
+    fields = flatten(default_config())
+    for key, value in flatten(overrides).items():
+        if key not in fields:
+            raise unknown_field(key, fields)
+        try:
+            config.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"config.{key}={value!r}: {cli.reason(error)}") from error
 
 
 def check(config: ConfigDict) -> None:
@@ -318,7 +185,7 @@ def _is_path(text: str) -> bool:
 def _check_fields(values: Mapping, reference: Mapping) -> None:
     for key in values:
         if key not in reference:
-            raise _unknown(key, reference)
+            raise unknown_field(key, reference)
     for key, default in reference.items():
         if key not in values:
             raise UserError(f"config.{key} is missing: start the recipe from configs/default.py")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from mnist_flax.runtime import config as config_lib
+from mnist_flax.runtime import recipes
 from tests.commands import ROOT, environment
 
 RECIPE = "from {} import digits\ndef get_config():\n    config = digits.get_config()\n    {}\n    return config\n"
 LOAD = (
-    "import sys; from absl import flags; from mnist_flax.runtime import config; "
-    "holder, arguments = config.define_flag(sys.argv); flags.FLAGS(arguments); print(holder.value.seed)"
+    "import sys; from absl import flags; from mnist_flax.runtime import config_flag; "
+    "holder, arguments = config_flag.define_flag(sys.argv); flags.FLAGS(arguments); print(holder.value.seed)"
 )
 
 
@@ -65,11 +65,11 @@ def test_configs_and_experiments_are_the_users(python, project):
 
 
 def test_every_recipe_is_imported_and_run_from_anywhere(python, tmp_path):
-    recipes = sorted(path.relative_to(config_lib.RECIPES) for path in config_lib.RECIPES.rglob("*.py"))
-    names = [".".join(recipe.with_suffix("").parts) for recipe in recipes]
+    shipped = sorted(path.relative_to(recipes.RECIPES) for path in recipes.RECIPES.rglob("*.py"))
+    names = [".".join(recipe.with_suffix("").parts) for recipe in shipped]
     code = "import importlib, sys\nfor name in sys.argv[1:]: print(importlib.import_module(name).get_config().dataset)"
     found = out_of(python, tmp_path, "-c", code, *(f"mnist_flax.configs.{name}" for name in names)).split()
-    assert len(found) == len(recipes) > 10 and set(found) == {"mnist", "digits"}
+    assert len(found) == len(shipped) > 10 and set(found) == {"mnist", "digits"}
     assert out_of(python, tmp_path, "-c", LOAD, "--config=configs/studies/optimizers.py", "--config.seed=3") == "3\n"
 
 

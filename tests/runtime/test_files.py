@@ -84,7 +84,8 @@ def test_a_second_signal_of_either_kind_ends_the_process(second):
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 def test_before_there_is_anything_to_save_a_signal_ends_the_process_whatever_it_was_doing(first):
     code = (
-        "import io, os, sys; from mnist_flax.runtime import cli; cli.Stop('this command goes on'); sys.stdout = io.StringIO()\n"
+        "import io, os, sys; from mnist_flax.runtime import cli\n"
+        "cli.Stop('this command goes on'); sys.stdout = io.StringIO()\n"
         f"try:\n  os.kill(os.getpid(), {int(first)})\nexcept BaseException as error:\n  raise ImportError from error"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

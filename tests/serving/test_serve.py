@@ -372,7 +372,12 @@ def test_it_stops_when_asked_and_finishes_what_it_began(digits_run, number):
         socket.create_connection(("127.0.0.1", server.port), timeout=2)
 
 
-IMPATIENT = "from mnist_flax import serve; from mnist_flax.runtime import cli; serve.SECONDS_TO_FINISH = 0.1; cli.run(serve.main)"
+IMPATIENT = """
+from mnist_flax import serve
+from mnist_flax.runtime import cli
+serve.SECONDS_TO_FINISH = 0.1
+cli.run(serve.main)
+"""
 
 
 def test_it_stops_although_a_picture_takes_longer_to_read_than_it_waits(digits_run, form):
