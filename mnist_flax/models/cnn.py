@@ -19,6 +19,8 @@ from mnist_flax.ops.random import random_bytes
 from mnist_flax.runtime.config import per_layer
 from mnist_flax.runtime.devices import default_dtype
 
+Images = Float[Array, "batch height width"] | Float[Array, "batch height width 1"]
+
 _he_normal = nn.initializers.he_normal()  # He et al. 2015, for layers that a ReLU follows
 
 
@@ -48,9 +50,14 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "batch height width"], *, dropout_keys: Key[Array, " batch"] | None = None
+        self, images: Images, *, dropout_keys: Key[Array, " batch"] | None = None
     ) -> Float[Array, "batch classes"]:
-        """Logits in float32 of images in [0, 1]. With `dropout_keys`, one an example, in training mode."""
+        """Logits in float32 of images in [0, 1]. With `dropout_keys`, one an example, in training mode.
+
+        Raises:
+          TypeError: `images` are integers.
+          ValueError: `images` have another shape.
+        """
         train = dropout_keys is not None
         layer = 0  # number of the dropout layer, which its keys are derived from
 
@@ -63,7 +70,7 @@ class CNN(nn.Module):
             return drop(keys, x, rate, batch_position)
 
         channel_axis = conv.CHANNEL_AXIS[self.impl]
-        x = conv.to_internal(images[..., None].astype(self.compute_dtype), self.impl)
+        x = conv.to_internal(_with_channel(images).astype(self.compute_dtype), self.impl)
         for i, (features, kernel_size, stride, pool_size) in enumerate(
             zip(self.channels, self.kernel_sizes, self.strides, self.pool_sizes, strict=True)
         ):
@@ -73,7 +80,7 @@ class CNN(nn.Module):
             window: dict[str, Any] = {"stride": stride, "padding": self.padding, "impl": self.impl}
             if self.batch_norm:
                 x = conv.conv(x, kernel, **window)
-                self.sow("intermediates", f"conv{i}", x)  # nothing, unless debug.py asks
+                self.sow("intermediates", f"conv{i}", x)  # as `nn.Dense` is captured: nothing, unless asked for
                 x = BatchNorm(self.batch_norm_momentum, self.batch_axis, self.impl, name=f"norm{i}")(x, train)
                 x = conv.relu_pool(x, pool_size, self.pooling, self.impl)
             else:
@@ -83,16 +90,38 @@ class CNN(nn.Module):
             x = dropout(x, self.conv_dropout_rate, 3 - channel_axis)
 
         x = conv.from_internal(x, self.impl).mean((1, 2)) if self.head == "average" else conv.flatten(x, self.impl)
-        dense = partial(nn.Dense, dtype=self.compute_dtype, dot_general=partial(conv.dense, impl=self.impl))
+        dot_general = partial(conv.dense, impl=self.impl)
         for i, features in enumerate(self.dense):
-            x = nn.relu(dense(features, kernel_init=_he_normal, name=f"dense{i}")(x))
-            x = dropout(x, self.dropout_rate, 0)
-        x = dense(self.num_classes, dtype=jnp.float32, name="logits")(x)  # bfloat16 would decide near ties
+            dense = DenseRelu(features, dtype=self.compute_dtype, dot_general=dot_general, name=f"dense{i}")
+            x = dropout(dense(x), self.dropout_rate, 0)
+        # In float32, since bfloat16 would decide near ties.
+        x = nn.Dense(self.num_classes, dtype=jnp.float32, dot_general=dot_general, name="logits")(x)
         if self.logits_batch_norm:
             axis_name = self.batch_axis if train else None
             norm = nn.BatchNorm(not train, momentum=self.batch_norm_momentum, axis_name=axis_name, name="logits_norm")
             x = norm(x)
         return x
+
+
+def _with_channel(images: Images) -> Float[Array, "batch height width 1"]:
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(
+            f"images are {images.dtype}, not floats in [0, 1]: divide pixels 0..255 by 255, or use run.predict"
+        )
+    if images.ndim == 3:
+        return images[..., None]
+    if images.ndim != 4 or images.shape[3] != 1:
+        raise ValueError(f"images have shape {images.shape}: give [n, height, width] or [n, height, width, 1]")
+    return images
+
+
+class DenseRelu(nn.Dense):
+    """`nn.Dense` and its ReLU as one module, whose captured output is the activation."""
+
+    kernel_init: nn.initializers.Initializer = _he_normal
+
+    def __call__(self, x: Float[Array, "batch in_features"]) -> Float[Array, "batch features"]:
+        return nn.relu(super().__call__(x))
 
 
 class BatchNorm(nn.Module):
@@ -129,8 +158,8 @@ class Ensemble(NamedTuple):
     def init(self, *arguments) -> dict:
         return join([member.init(*arguments) for member in self.members])
 
-    def apply(self, variables: Mapping[str, Any], images: Float[Array, "batch height width"]) -> Array:
-        """Logits [batch, classes]: the logarithm of the mean of the members' probabilities."""
+    def apply(self, variables: Mapping[str, Any], images: Images) -> Array:
+        """Logits [batch, classes], as of a `CNN`: the logarithm of the mean of the members' probabilities."""
         return mean_logits(lambda member, part: member.apply(part, images), self.members, self.split(variables))
 
     def clone(self, **updates) -> "Ensemble":
@@ -140,6 +169,11 @@ class Ensemble(NamedTuple):
         """The members' own variables."""
         names = [f"member{i}" for i in range(len(self.members))]
         return [{kind: parts[name] for kind, parts in variables.items() if name in parts} for name in names]
+
+
+def is_built_in(network: Any) -> bool:
+    """Whether a network is a `CNN`, or an `Ensemble` of nothing else."""
+    return all(isinstance(member, CNN) for member in getattr(network, "members", (network,)))
 
 
 def join(variables: Sequence[Mapping[str, Any]]) -> dict:
@@ -180,25 +214,20 @@ def drop(keys: Key[Array, " batch"], x: Array, rate, batch_position: int) -> Arr
 
 def make_model(config: ConfigDict, hyper: Mapping[str, Any], num_classes: int, batch_axis: str | None = None) -> CNN:
     """The network of `config.model`, with the rates that `hyper` gives (see `step.hyperparameters`)."""
-    layers = len(config.channels)
-    backend = jax.default_backend()
+    layers, backend = len(config.channels), jax.default_backend()
+    fields = {name: hyper.get(f"model.{name}", value) for name, value in config.items()}
+    for name, value in config.items():
+        if isinstance(value, list | tuple):
+            fields[name] = tuple(value) if name in ("channels", "dense") else per_layer(value, layers)
+        if name.endswith("dropout_rate") and not value:
+            fields[name] = None
+    impl = fields.pop("conv")
+    if fields["compute_dtype"] == "auto":
+        fields["compute_dtype"] = default_dtype(backend)
     return CNN(
+        **fields | {"compute_dtype": jnp.dtype(fields["compute_dtype"])},
+        impl=conv.default_impl(backend) if impl == "auto" else impl,
         num_classes=num_classes,
-        channels=tuple(config.channels),
-        kernel_sizes=per_layer(config.kernel_sizes, layers),
-        strides=per_layer(config.strides, layers),
-        pool_sizes=per_layer(config.pool_sizes, layers),
-        padding=config.padding,
-        pooling=config.pooling,
-        batch_norm=config.batch_norm,
-        batch_norm_momentum=hyper["model.batch_norm_momentum"],
-        logits_batch_norm=config.logits_batch_norm,
-        conv_dropout_rate=hyper["model.conv_dropout_rate"] if config.conv_dropout_rate > 0 else None,
-        head=config.head,
-        dense=tuple(config.dense),
-        dropout_rate=hyper["model.dropout_rate"] if config.dropout_rate > 0 else None,
-        compute_dtype=jnp.dtype(default_dtype(backend) if config.compute_dtype == "auto" else config.compute_dtype),
-        impl=conv.default_impl(backend) if config.conv == "auto" else config.conv,
         batch_axis=batch_axis,
     )
 

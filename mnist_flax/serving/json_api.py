@@ -140,7 +140,7 @@ def _annotated(picture: Grey, result: page_reader.Reading) -> str:
 
 
 def explanation_to_json(explanation: Explanation, about: int) -> dict[str, Any]:
-    """Maps as rows of numbers; layers as bytes in base64, 255 being the largest activation of the layer.
+    """Maps as rows of numbers; layers as bytes in base64: 255 is the layer's largest activation, 0 none.
 
     Layers of images are [channels, height, width].
     """
@@ -158,7 +158,7 @@ def explanation_to_json(explanation: Explanation, about: int) -> dict[str, Any]:
 
 def _levels(values: Float[np.ndarray, "*shape"]) -> dict[str, Any]:
     largest = float(values.max(initial=0.0))
-    levels = np.rint(values * (255 / largest if largest > 0 else 0.0)).astype(np.uint8)
+    levels = np.rint(values.clip(0) * (255 / largest if largest > 0 else 0.0)).astype(np.uint8)
     return {
         "shape": list(values.shape),
         "largest": round(largest, 4),

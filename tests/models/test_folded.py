@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from mnist_flax.models import folded as inference
 from mnist_flax.models.cnn import join, make_model, normalize
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.training import step
