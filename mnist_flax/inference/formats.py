@@ -57,10 +57,11 @@ def export_stablehlo(trained: Run, calibration: Images, path: Path) -> None:
     from mnist_flax.models import folded
 
     function = jax.jit(_probabilities(*folded.fold_batch_norm(trained.model, trained.variables)))
-    shape = export.symbolic_shape("batch, 28, 28", constraints=["batch >= 0"])
+    shape = export.symbolic_shape("batch_plus_1 - 1, 28, 28")  # a variable is at least 1, a batch may be empty
     with _failures_of("jax.export"):
         exported = export.export(function, platforms=("cpu", "cuda", "tpu"))(jax.ShapeDtypeStruct(shape, jnp.uint8))
-    path.write_bytes(exported.serialize())
+        content = exported.serialize()
+    path.write_bytes(content)
 
 
 def load_stablehlo(path: Path, network: Any = None) -> Predict:

@@ -38,7 +38,7 @@ def build(network: CNN | Ensemble, variables: Mapping[str, Any]) -> onnx.ModelPr
     """
     graph = _Graph()
     pixels = graph.node("Cast", "images", to=TensorProto.FLOAT)
-    images = graph.node("Div", pixels, graph.array("largest_pixel", np.float32(255)))
+    images = graph.node("Div", pixels, graph.array("largest_pixel", np.array(255, np.float32)))
     images = graph.node("Unsqueeze", images, graph.array("channel_axis", np.array([1])))
     if isinstance(network, Ensemble):
         members = zip(network.members, network.split(variables), strict=True)

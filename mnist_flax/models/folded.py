@@ -6,7 +6,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float
@@ -39,8 +38,9 @@ def fold_batch_norm(network: Network, variables: Mapping[str, Any]) -> tuple[Net
         norm = params.pop("logits_norm")
         kernel, bias = _fold(params["logits"]["kernel"], params["logits"]["bias"], norm, stats["logits_norm"])
         params["logits"] = {"kernel": kernel, "bias": bias}
-    options = {"batch_norm": False, "logits_batch_norm": False, "compute_dtype": jnp.dtype("float32"), "impl": "lax"}
-    return network.clone(**options), {"params": jax.tree.map(lambda array: np.asarray(array, np.float32), params)}
+    float32 = np.dtype("float32")
+    plain: CNN = network.clone(batch_norm=False, logits_batch_norm=False, compute_dtype=float32, impl="lax")
+    return plain, {"params": jax.tree.map(lambda array: np.asarray(array, float32), params)}
 
 
 def _fold(kernel, bias, norm: Mapping[str, Any], stats: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
