@@ -72,10 +72,9 @@ def make_logits(run: Run) -> Recogniser:
 
     from mnist_flax.models import cnn, folded
 
-    parameters = jax.device_put(folded.fold_batch_norm(run.model, run.variables))
-    compiled = jax.jit(
-        lambda parameters, images: folded.activations(run.model, parameters, cnn.normalize(images))["logits"]
-    )
+    network, variables = folded.fold_batch_norm(run.model, run.variables)
+    variables = jax.device_put(variables)
+    compiled = jax.jit(lambda variables, images: network.apply(variables, cnn.normalize(images)[..., None]))
 
     @pinned()
     def logits(images: Images) -> Float[np.ndarray, "digits classes"]:
@@ -85,7 +84,7 @@ def make_logits(run: Run) -> Recogniser:
             size = next(size for size in BATCH_SIZES if size >= len(part))
             if size > len(part):
                 part = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
-            results.append(np.asarray(compiled(parameters, part))[: len(images) - start])
+            results.append(np.asarray(compiled(variables, part))[: len(images) - start])
         return np.concatenate(results)
 
     return logits

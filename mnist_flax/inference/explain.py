@@ -18,7 +18,7 @@ class Explanation(NamedTuple):
     Both maps are of pixels: positive where ink speaks for the class.
     """
 
-    layers: dict[str, Float[np.ndarray, "*features"]]  # see `folded.activations`, without the batch
+    layers: dict[str, Float[np.ndarray, "*features"]]  # see `folded.features`, without the batch
     gradient: Float[np.ndarray, "28 28"]  # log-odds a pixel's whole range, for a little more ink
     occlusion: Float[np.ndarray, "28 28"]  # log-odds lost when the ink around a pixel is covered
 
@@ -36,29 +36,29 @@ def make_explain(run: Run, temperature: float) -> Callable[[UInt8[np.ndarray, "2
 
     from mnist_flax.models import cnn, folded
 
-    network = run.model
-    parameters = jax.device_put(folded.fold_batch_norm(network, run.variables))
+    network, variables = folded.fold_batch_norm(run.model, run.variables)
+    variables = jax.device_put(variables)
     patches = _patches()
     covering = patches.sum(axis=0)
 
-    def log_odds(parameters, images: Float[Array, "batch 28 28"], target) -> Float[Array, " batch"]:
-        logits = folded.activations(network, parameters, images)["logits"] / temperature
+    def log_odds(variables, images: Float[Array, "batch 28 28"], target) -> Float[Array, " batch"]:
+        logits = network.apply(variables, images[..., None]) / temperature
         others = jnp.where(jnp.arange(logits.shape[1]) == target, -jnp.inf, logits)
         return logits[:, target] - jax.nn.logsumexp(others, axis=1)
 
     @jax.jit
-    def compiled(parameters, pixels, target):
+    def compiled(variables, pixels, target):
         image = cnn.normalize(pixels)
-        gradient = jax.grad(lambda image: log_odds(parameters, image[None], target)[0])(image)
+        gradient = jax.grad(lambda image: log_odds(variables, image[None], target)[0])(image)
         variants = jnp.concatenate([image[None], image * ~patches])
-        odds = log_odds(parameters, variants, target)
+        odds = log_odds(variables, variants, target)
         lost = jnp.tensordot(odds[0] - odds[1:], patches.astype(np.float32), 1) / covering
-        layers = folded.activations(network, parameters, image[None])
-        return {name: x[0] for name, x in layers.items()}, gradient, lost
+        layers = folded.features(network, variables, image[None, ..., None])
+        return jax.tree.map(lambda x: x[0], layers), gradient, lost
 
     @pinned()
     def explain(image: UInt8[np.ndarray, "28 28"], target: int) -> Explanation:
-        return Explanation(*jax.device_get(compiled(parameters, image, np.int32(target))))
+        return Explanation(*jax.device_get(compiled(variables, image, np.int32(target))))
 
     return explain
 

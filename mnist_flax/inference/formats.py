@@ -32,7 +32,7 @@ class Format(NamedTuple):
     file_name: str
     packages: tuple[str, ...]  # beyond what training needs
     write: Callable[[Run, Images, Path], None]  # (run, calibration images, path)
-    load: Callable[[Path], Predict]
+    load: Callable[..., Predict]  # (path), and the network where it is not a built-in one
     largest_difference: float  # of a probability, allowed anywhere on the test split
     largest_loss: float  # of accuracy, allowed on the test split
 
@@ -44,7 +44,6 @@ _EIGHT_BITS: dict[str, Any] = {"largest_difference": 1.0, "largest_loss": 1e-2}
 
 CALIBRATION_IMAGES = 1_000
 LATENCY_BATCHES = {1: 200, 256: 30}  # images a call, and how often each side is timed
-ONNX_OPSET = 18  # the first in which all reductions take their axes as jax2onnx gives them
 
 
 # Writing and loading, format by format
@@ -56,12 +55,17 @@ def export_stablehlo(trained: Run, calibration: Images, path: Path) -> None:
     import jax.numpy as jnp
     from jax import export
 
-    images = jax.ShapeDtypeStruct(export.symbolic_shape("batch, 28, 28"), jnp.uint8)
-    function = jax.jit(_probabilities(trained))
-    path.write_bytes(export.export(function, platforms=("cpu", "cuda", "tpu"))(images).serialize())
+    from mnist_flax.models import folded
+
+    function = jax.jit(_probabilities(*folded.fold_batch_norm(trained.model, trained.variables)))
+    shape = export.symbolic_shape("batch_plus_1 - 1, 28, 28")  # a variable is at least 1, a batch may be empty
+    with _failures_of("jax.export"):
+        exported = export.export(function, platforms=("cpu", "cuda", "tpu"))(jax.ShapeDtypeStruct(shape, jnp.uint8))
+        content = exported.serialize()
+    path.write_bytes(content)
 
 
-def load_stablehlo(path: Path) -> Predict:
+def load_stablehlo(path: Path, network: Any = None) -> Predict:
     """The model in a file of `export_stablehlo`, compiled for the device at hand."""
     import jax
     from jax import export
@@ -71,36 +75,61 @@ def load_stablehlo(path: Path) -> Predict:
 
 
 def export_onnx(trained: Run, calibration: Images, path: Path) -> None:
-    """Writes an ONNX model by jax2onnx, with a symbolic batch dimension and in standard operators only."""
+    """Writes an ONNX model with a symbolic batch dimension and in standard operators only.
+
+    Raises:
+      UserError: a network that is not built in needs jax2onnx, which is not installed.
+      RunError: jax2onnx cannot convert it.
+    """
+    import onnx
+
+    from mnist_flax.inference import onnx_graph
+    from mnist_flax.models import cnn, folded
+
+    network, variables = folded.fold_batch_norm(trained.model, trained.variables)
+    build = onnx_graph.build if cnn.is_built_in(network) else _convert
+    graph = build(network, variables)
+    onnx.helper.set_model_props(graph, _metadata(trained))
+    _save_onnx(graph, path)
+
+
+def _convert(network: Any, variables: Mapping[str, Any]) -> Any:
+    """Any network as an ONNX model, by jax2onnx."""
     import jax
     import jax.numpy as jnp
     import onnx
     import onnxruntime
 
-    with _quiet():
-        import jax2onnx
+    from mnist_flax.inference import onnx_graph
 
-        converted = jax2onnx.to_onnx(
-            _probabilities(trained),
-            [jax.ShapeDtypeStruct(("batch", 28, 28), jnp.uint8)],
-            model_name="mnist_flax",
-            opset=ONNX_OPSET,
-            return_mode="proto",  # a file would leave large kernels to another file beside it
-            input_names=["images"],
-            output_names=["probabilities"],
-        )
+    try:
+        import jax2onnx
+    except ImportError as error:
+        raise cli.UserError(
+            "ONNX of a network that is not built in needs jax2onnx: run pip install 'mnist_flax[export-any]', "
+            "or use --format=stablehlo"
+        ) from error
     # ONNX Runtime's basic optimisations stay within the standard: transpositions between JAX's layout and that
     # of ONNX cancel out, biases go into their convolutions, and constant shapes are computed.
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.optimized_model_filepath = str(path)
-    onnxruntime.InferenceSession(converted.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    model = onnx.load(path)
+    with _quiet(), _failures_of("jax2onnx"), tempfile.TemporaryDirectory() as temporary:
+        converted = jax2onnx.to_onnx(
+            _probabilities(network, variables),
+            [jax.ShapeDtypeStruct(("batch", 28, 28), jnp.uint8)],
+            model_name="mnist_flax",
+            opset=onnx_graph.OPSET,  # the first in which all reductions take their axes as jax2onnx gives them
+            return_mode="proto",  # a file would leave large kernels to another file beside it
+            input_names=["images"],
+            output_names=["probabilities"],
+        )
+        options.optimized_model_filepath = str(Path(temporary) / "model.onnx")
+        onnxruntime.InferenceSession(converted.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        model = onnx.load(options.optimized_model_filepath)
     standard = [opset for opset in model.opset_import if not opset.domain]
     del model.opset_import[:]
     model.opset_import.extend(standard)
-    onnx.helper.set_model_props(model, _metadata(trained))
-    _save_onnx(model, path)
+    return model
 
 
 def _save_onnx(model, path: Path) -> None:
@@ -150,7 +179,7 @@ def export_int8(trained: Run, calibration: Images, path: Path) -> None:
     _save_onnx(onnx.load(path), path)
 
 
-def load_onnx(path: Path) -> Predict:
+def load_onnx(path: Path, network: Any = None) -> Predict:
     """The model in a file of `export_onnx` or `export_int8`, in ONNX Runtime on the CPU."""
     import onnxruntime
 
@@ -170,8 +199,8 @@ def export_safetensors(trained: Run, calibration: Images, path: Path) -> None:
     save_file(arrays, path, _metadata(trained))
 
 
-def load_safetensors(path: Path) -> Predict:
-    """The model in a file of `export_safetensors`, built anew from the config inside it."""
+def load_safetensors(path: Path, network: Any = None) -> Predict:
+    """The model in a file of `export_safetensors`, built anew from the config inside it unless `network` is given."""
     from flax.traverse_util import unflatten_dict
     from safetensors import safe_open
 
@@ -180,14 +209,16 @@ def load_safetensors(path: Path) -> Predict:
     with safe_open(path, "numpy") as file:
         metadata = {key: json.loads(text) for key, text in file.metadata().items()}
         variables = unflatten_dict({name: file.get_tensor(name) for name in file.keys()}, sep="/")  # noqa: SIM118
-    configs = [ConfigDict(config) for config in metadata.get("members", [metadata["config"]])]
-    return flax_predict(make_network(configs, len(metadata["class_names"])), variables)
+    if network is None:
+        configs = [ConfigDict(config) for config in metadata.get("members", [metadata["config"]])]
+        network = make_network(configs, len(metadata["class_names"]))
+    return flax_predict(network, variables)
 
 
 FORMATS = {
     "stablehlo": Format("model.stablehlo", ("flatbuffers",), export_stablehlo, load_stablehlo, **_EXACT),
-    "onnx": Format("model.onnx", ("jax2onnx", "onnx", "onnxruntime"), export_onnx, load_onnx, **_EXACT),
-    "onnx-int8": Format("model_int8.onnx", ("jax2onnx", "onnx", "onnxruntime"), export_int8, load_onnx, **_EIGHT_BITS),
+    "onnx": Format("model.onnx", ("onnx", "onnxruntime"), export_onnx, load_onnx, **_EXACT),
+    "onnx-int8": Format("model_int8.onnx", ("onnx", "onnxruntime"), export_int8, load_onnx, **_EIGHT_BITS),
     "safetensors": Format("model.safetensors", ("safetensors",), export_safetensors, load_safetensors, **_EXACT),
 }
 
@@ -198,16 +229,23 @@ def flax_predict(network: Any, variables: Mapping[str, Any]) -> Predict:
 
     from mnist_flax.models import cnn
 
-    network = network.clone(compute_dtype=np.dtype("float32"))
-    apply = jax.jit(lambda variables, images: jax.nn.softmax(network.apply(variables, cnn.normalize(images))))
-    return lambda images: np.asarray(apply(variables, images))
+    if cnn.is_built_in(network):
+        network = network.clone(compute_dtype=np.dtype("float32"))
+    predict = jax.jit(lambda variables, images: _probabilities(network, variables)(images))
+    return lambda images: np.asarray(predict(variables, images))
 
 
-def _probabilities(trained: Run) -> Callable:
-    from mnist_flax.models import folded
+def _probabilities(network: Any, variables: Mapping[str, Any]) -> Callable:
+    import jax
+    import jax.numpy as jnp
 
-    parameters = folded.fold_batch_norm(trained.model, trained.variables)
-    return lambda images: folded.probabilities(trained.model, parameters, images)
+    from mnist_flax.models import cnn
+
+    def probabilities(images):
+        logits = network.apply(variables, cnn.normalize(images)[..., None])
+        return jax.nn.softmax(logits.astype(jnp.float32))
+
+    return probabilities
 
 
 def _metadata(trained: Run) -> dict[str, str]:
@@ -216,6 +254,16 @@ def _metadata(trained: Run) -> dict[str, str]:
     if trained.members:
         metadata["members"] = [config.to_dict() for config in trained.members]
     return {key: json.dumps(value) for key, value in metadata.items()}
+
+
+@contextlib.contextmanager
+def _failures_of(converter: str) -> Iterator[None]:
+    """Raises RunError for whatever a converter raises of a network that it does not know."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {cli.reason(error)}"
+        raise cli.RunError(f"{converter} cannot convert the network ({reason}): try another --format") from error
 
 
 @contextlib.contextmanager
@@ -305,6 +353,8 @@ def export(trained: Run, splits, name: str, directory: Path) -> Export:
       UserError: a package is missing, or the directory cannot be written.
       RunError: the file does not reproduce the Flax model; nothing is left behind.
     """
+    from mnist_flax.models import cnn
+
     check_packages(name)
     kind = FORMATS[name]
     try:
@@ -315,7 +365,8 @@ def export(trained: Run, splits, name: str, directory: Path) -> Export:
     with workplace as temporary:
         draft = Path(temporary) / kind.file_name
         kind.write(trained, calibration_images(splits.train.images), draft)
-        models = {name: kind.load(draft), "Flax": flax_predict(trained.model, trained.variables)}
+        network = None if cnn.is_built_in(trained.model) else trained.model
+        models = {name: kind.load(draft, network), "Flax": flax_predict(trained.model, trained.variables)}
         comparison = compare(models[name], models["Flax"], splits.test, trained.config.eval_batch_size)
         check(comparison, kind)
         timings = {

@@ -19,6 +19,8 @@ from mnist_flax.ops.random import random_bytes
 from mnist_flax.runtime.config import per_layer
 from mnist_flax.runtime.devices import default_dtype
 
+Images = Float[Array, "batch height width"] | Float[Array, "batch height width 1"]
+
 _he_normal = nn.initializers.he_normal()  # He et al. 2015, for layers that a ReLU follows
 
 
@@ -45,12 +47,17 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "batch height width"], *, dropout_keys: Key[Array, " batch"] | None = None
+        self, images: Images, *, dropout_keys: Key[Array, " batch"] | None = None
     ) -> Float[Array, "batch classes"]:
-        """Logits in float32 of images in [0, 1]. With `dropout_keys`, one an example, in training mode."""
+        """Logits in float32 of images in [0, 1]. With `dropout_keys`, one an example, in training mode.
+
+        Raises:
+          TypeError: `images` are integers.
+          ValueError: `images` have another shape.
+        """
         train = dropout_keys is not None
         channel_axis = conv.CHANNEL_AXIS[self.impl]
-        x = conv.to_internal(images[..., None].astype(self.compute_dtype), self.impl)
+        x = conv.to_internal(_with_channel(images).astype(self.compute_dtype), self.impl)
         for i, (features, kernel_size, pool_size) in enumerate(
             zip(self.channels, self.kernel_sizes, self.pool_sizes, strict=True)
         ):
@@ -59,7 +66,7 @@ class CNN(nn.Module):
             kernel = self.param(f"conv{i}_kernel", _he_normal, shape)
             if self.batch_norm:
                 x = conv.conv(x, kernel, padding=self.padding, impl=self.impl)
-                self.sow("intermediates", f"conv{i}", x)  # nothing, unless debug.py asks
+                self.sow("intermediates", f"conv{i}", x)  # as `nn.Dense` is captured: nothing, unless asked for
                 x = BatchNorm(self.batch_norm_momentum, self.batch_axis, self.impl, name=f"norm{i}")(x, train)
                 x = conv.relu_pool(x, pool_size, self.impl)
             else:
@@ -68,18 +75,40 @@ class CNN(nn.Module):
                 self.sow("intermediates", f"conv{i}", x)
 
         x = conv.from_internal(x, self.impl).mean((1, 2)) if self.head == "average" else conv.flatten(x, self.impl)
-        dense = partial(nn.Dense, dtype=self.compute_dtype, dot_general=partial(conv.dense, impl=self.impl))
+        dot_general = partial(conv.dense, impl=self.impl)
         for i, features in enumerate(self.dense):
-            x = nn.relu(dense(features, kernel_init=_he_normal, name=f"dense{i}")(x))
+            x = DenseRelu(features, dtype=self.compute_dtype, dot_general=dot_general, name=f"dense{i}")(x)
             if dropout_keys is not None and self.dropout_rate is not None:
                 layer = len(self.channels) + 1 + i  # not i: what a recipe gives would change
                 x = drop(jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, layer), x, self.dropout_rate)
-        x = dense(self.num_classes, dtype=jnp.float32, name="logits")(x)  # bfloat16 would decide near ties
+        # In float32, since bfloat16 would decide near ties.
+        x = nn.Dense(self.num_classes, dtype=jnp.float32, dot_general=dot_general, name="logits")(x)
         if self.logits_batch_norm:
             axis_name = self.batch_axis if train else None
             norm = nn.BatchNorm(not train, momentum=self.batch_norm_momentum, axis_name=axis_name, name="logits_norm")
             x = norm(x)
         return x
+
+
+def _with_channel(images: Images) -> Float[Array, "batch height width 1"]:
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(
+            f"images are {images.dtype}, not floats in [0, 1]: divide pixels 0..255 by 255, or use run.predict"
+        )
+    if images.ndim == 3:
+        return images[..., None]
+    if images.ndim != 4 or images.shape[3] != 1:
+        raise ValueError(f"images have shape {images.shape}: give [n, height, width] or [n, height, width, 1]")
+    return images
+
+
+class DenseRelu(nn.Dense):
+    """`nn.Dense` and its ReLU as one module, whose captured output is the activation."""
+
+    kernel_init: nn.initializers.Initializer = _he_normal
+
+    def __call__(self, x: Float[Array, "batch in_features"]) -> Float[Array, "batch features"]:
+        return nn.relu(super().__call__(x))
 
 
 class BatchNorm(nn.Module):
@@ -116,8 +145,8 @@ class Ensemble(NamedTuple):
     def init(self, *arguments) -> dict:
         return join([member.init(*arguments) for member in self.members])
 
-    def apply(self, variables: Mapping[str, Any], images: Float[Array, "batch height width"]) -> Array:
-        """Logits [batch, classes]: the logarithm of the mean of the members' probabilities."""
+    def apply(self, variables: Mapping[str, Any], images: Images) -> Array:
+        """Logits [batch, classes], as of a `CNN`: the logarithm of the mean of the members' probabilities."""
         return mean_logits(lambda member, part: member.apply(part, images), self.members, self.split(variables))
 
     def clone(self, **updates) -> "Ensemble":
@@ -127,6 +156,11 @@ class Ensemble(NamedTuple):
         """The members' own variables."""
         names = [f"member{i}" for i in range(len(self.members))]
         return [{kind: parts[name] for kind, parts in variables.items() if name in parts} for name in names]
+
+
+def is_built_in(network: Any) -> bool:
+    """Whether a network is a `CNN`, or an `Ensemble` of nothing else."""
+    return all(isinstance(member, CNN) for member in getattr(network, "members", (network,)))
 
 
 def join(variables: Sequence[Mapping[str, Any]]) -> dict:
@@ -166,22 +200,20 @@ def drop(keys: Key[Array, " batch"], x: Float[Array, "batch ..."], rate) -> Arra
 
 def make_model(config: ConfigDict, hyper: Mapping[str, Any], num_classes: int, batch_axis: str | None = None) -> CNN:
     """The network of `config.model`, with the rates that `hyper` gives (see `step.hyperparameters`)."""
-    layers = len(config.channels)
-    backend = jax.default_backend()
+    layers, backend = len(config.channels), jax.default_backend()
+    fields = {name: hyper.get(f"model.{name}", value) for name, value in config.items()}
+    for name, value in config.items():
+        if isinstance(value, list | tuple):
+            fields[name] = tuple(value) if name in ("channels", "dense") else per_layer(value, layers)
+        if name.endswith("dropout_rate") and not value:
+            fields[name] = None
+    impl = fields.pop("conv")
+    if fields["compute_dtype"] == "auto":
+        fields["compute_dtype"] = default_dtype(backend)
     return CNN(
+        **fields | {"compute_dtype": jnp.dtype(fields["compute_dtype"])},
+        impl=conv.default_impl(backend) if impl == "auto" else impl,
         num_classes=num_classes,
-        channels=tuple(config.channels),
-        kernel_sizes=per_layer(config.kernel_sizes, layers),
-        pool_sizes=per_layer(config.pool_sizes, layers),
-        padding=config.padding,
-        batch_norm=config.batch_norm,
-        batch_norm_momentum=hyper["model.batch_norm_momentum"],
-        logits_batch_norm=config.logits_batch_norm,
-        head=config.head,
-        dense=tuple(config.dense),
-        dropout_rate=hyper["model.dropout_rate"] if config.dropout_rate > 0 else None,
-        compute_dtype=jnp.dtype(default_dtype(backend) if config.compute_dtype == "auto" else config.compute_dtype),
-        impl=conv.default_impl(backend) if config.conv == "auto" else config.conv,
         batch_axis=batch_axis,
     )
 

@@ -10,6 +10,7 @@ kernels [height, width, in, out] and features in order [height, width, channels]
 one can be used with another.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -50,8 +51,9 @@ def from_internal(x: Activations, impl: Implementation) -> Images:
 def flatten(x: Activations, impl: Implementation) -> Float[Array, "batch features"]:
     """Activations as one row an example, features in [height, width, channels] order."""
     if impl == "matmul":
-        return x.transpose(1, 2, 0, 3).reshape(-1, x.shape[3]).T  # batch-minor still, as `dense` wants it
-    return x.reshape(x.shape[0], -1)
+        channels, height, width, batch = x.shape
+        return x.transpose(1, 2, 0, 3).reshape(height * width * channels, batch).T  # batch-minor, as `dense` wants it
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 def per_channel(values: Channels, impl: Implementation) -> Activations:

@@ -131,7 +131,7 @@ TILE_BYTES = 8 * 2**20  # of patches and outputs: more starves a core's cache, l
 
 
 def _largest_divisor(n: int, limit: int) -> int:
-    return max(d for d in range(1, n + 1) if n % d == 0 and d <= max(limit, 1))
+    return max((d for d in range(1, n + 1) if n % d == 0 and d <= max(limit, 1)), default=1)
 
 
 def _plan(layer: Layer, shape: tuple[int, ...], dtype: Any, kernel_shape: tuple[int, ...]) -> _Plan:
@@ -277,6 +277,8 @@ def _forward(layer: Layer, x: BatchMinor, kernel: Kernel, bias: Array | None, wi
         return _write(out, as_bits(largest.astype(x.dtype)), _pooled(plan, start)), index
 
     shape = (features, *(n * plan.side // plan.pool_size for n in plan.patches), batch)
+    if not batch:
+        return jnp.zeros_like(x, shape=shape), None
     index = jnp.zeros_like(x, jnp.uint8, shape) if with_index else None
     out, index = _over_tiles(plan, batch, body, (jnp.zeros_like(rows, shape=shape), index))
     return as_numbers(out, x.dtype), index

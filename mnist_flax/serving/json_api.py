@@ -91,7 +91,7 @@ def _annotated(picture: Grey, result: page_reader.Reading) -> str:
 
 
 def explanation_to_json(answer: schema.Digit, explanation: Explanation, about: int) -> schema.Explanation:
-    """The answer, with maps as rows of numbers, and layers as bytes in base64: 255 is a layer's largest activation.
+    """The answer, with maps as rows of numbers, and layers as bytes in base64: 255 is the largest activation, 0 none.
 
     Layers of images are [channels, height, width].
     """
@@ -108,7 +108,7 @@ def explanation_to_json(answer: schema.Digit, explanation: Explanation, about: i
 
 def _layer(name: str, values: Float[np.ndarray, "*shape"]) -> schema.Layer:
     largest = float(values.max(initial=0.0))
-    levels = np.rint(values * (255 / largest if largest > 0 else 0.0)).astype(np.uint8)
+    levels = np.rint(values.clip(0) * (255 / largest if largest > 0 else 0.0)).astype(np.uint8)
     return {
         "name": name,
         "shape": list(values.shape),

@@ -16,7 +16,6 @@ def directory(digits_run, tmp_path_factory):
 
 
 def test_command_writes_a_file_and_says_how_good_it_is(directory, digits_data_dir):
-    pytest.importorskip("jax2onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     out = command("mnist_flax.export", directory, "--format=onnx").stdout
     assert [path.name for path in (directory / "export").iterdir()] == ["model.onnx"]

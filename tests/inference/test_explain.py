@@ -4,16 +4,18 @@ import pytest
 
 from mnist_flax.inference import explain
 from mnist_flax.inference.run import Run
-from tests.models.test_folded import NETWORKS, ensemble, model_config, network, random_variables
+from tests.models.test_folded import NETWORKS, Residual, ensemble, model_config, network, plugged_in, random_variables
 
 TEMPERATURE = 1.3
 
 
-@pytest.fixture(scope="module", params=["plain", "norms", "ensemble"])
+@pytest.fixture(scope="module", params=["plain", "norms", "ensemble", "residual"])
 def trained(request) -> Run:
     if request.param == "ensemble":
         together, configs, _, variables = ensemble("plain", "plain")
         return Run(None, configs[0], together, variables, tuple("0123456789"))
+    if request.param == "residual":
+        return plugged_in(Residual())
     config = model_config(NETWORKS[request.param])
     return Run(None, config, network(config), random_variables(config), tuple("0123456789"))
 
@@ -28,7 +30,7 @@ def image() -> np.ndarray:
 @pytest.fixture(scope="module")
 def odds(trained):
     """Log-odds of a class for images in [0, 1], by the Linen model itself in float64 outside of it."""
-    apply = jax.jit(lambda images: trained.model.apply(trained.variables, images))
+    apply = jax.jit(lambda images: trained.model.apply(trained.variables, images[..., None]))
 
     def log_odds(images, target: int) -> np.ndarray:
         logits = np.asarray(apply(np.asarray(images, np.float32)), np.float64) / TEMPERATURE
@@ -67,6 +69,15 @@ def test_occlusion_is_what_covering_costs(trained, image, odds):
 
 def test_layers_lead_to_the_logits(trained, image):
     layers = explain.make_explain(trained, TEMPERATURE)(image, 0).layers
+    if isinstance(trained.model, Residual):
+        assert {name: values.shape for name, values in layers.items()} == {
+            "stem": (14, 14, 4),
+            "Conv_0": (14, 14, 4),
+            "BatchNorm_0": (14, 14, 4),
+            "Dropout_0": (14, 14, 4),
+            "Dense_0": (10,),
+        }
+        return
     count = len(trained.config.model.channels)
     names = [f"conv{i}" for i in range(count)] + [f"dense{i}" for i in range(len(trained.config.model.dense))]
     assert list(layers) == [*names, "logits"]

@@ -1,6 +1,7 @@
 import json
 import sys
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from mnist_flax.runtime import config as config_lib
 from mnist_flax.runtime import devices, run_dir
 from mnist_flax.runtime.cli import RunError, UserError
 from mnist_flax.training import loop
-from tests.models.test_folded import model_config, network, random_variables
+from tests.models.test_folded import NETWORKS, Residual, ensemble, model_config, network, plugged_in, random_variables
 
-IN_ONNX = ("jax2onnx", "onnx", "onnxruntime")
+IN_ONNX = ("onnx", "onnxruntime")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_an_export_predicts_what_the_run_predicts(name, trained, splits, tmp_pat
     whole = predict(splits.test.images[:7])
     assert whole.dtype == np.float32 and whole.shape == (7, 10)
     np.testing.assert_allclose(whole.sum(1), 1, rtol=1e-5)
-    for size in (1, 3):  # any batch size, one image a row
+    for size in (0, 1, 3):  # any batch size, one image a row
         np.testing.assert_allclose(predict(splits.test.images[:size]), whole[:size], atol=1e-6)
 
 
@@ -81,8 +82,8 @@ def test_stablehlo_is_for_every_platform_and_batch_size(trained, tmp_path):
     exported = jax.export.deserialize(bytearray((tmp_path / "model").read_bytes()))
     assert exported.platforms == ("cpu", "cuda", "tpu")
     (images,), (probabilities,) = exported.in_avals, exported.out_avals
-    assert (str(images.shape), images.dtype) == ("(batch, 28, 28)", np.uint8)
-    assert (str(probabilities.shape), probabilities.dtype) == ("(batch, 10)", np.float32)
+    assert (str(images.shape), images.dtype) == ("(batch_plus_1 - 1, 28, 28)", np.uint8)
+    assert (str(probabilities.shape), probabilities.dtype) == ("(batch_plus_1 - 1, 10)", np.float32)
     assert "stablehlo.convolution" in exported.mlir_module()
 
 
@@ -93,11 +94,10 @@ def test_onnx_is_compact_and_standard(trained, splits, tmp_path):
 
     formats.export_onnx(trained, splits.train.images, tmp_path / "model.onnx")
     model = onnx.load(tmp_path / "model.onnx")
-    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", formats.ONNX_OPSET)]
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
     kinds = [node.op_type for node in model.graph.node]
-    layers = ["Conv", "Relu", "MaxPool"] * 2 + ["Transpose", "Reshape", "Gemm", "Relu", "Gemm", "Softmax"]
-    assert kinds[-len(layers) :] == layers
-    assert set(kinds[: -len(layers)]) <= {"Reshape", "Cast", "Div", "Transpose"}
+    layers = ["Conv", "Relu", "MaxPool"] * 2 + ["Flatten", "Gemm", "Relu", "Gemm", "Softmax"]
+    assert kinds == ["Cast", "Div", "Unsqueeze", *layers]
     assert next(dimension.dim_param for dimension in model.graph.input[0].type.tensor_type.shape.dim) == "batch"
     properties = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
     assert properties["class_names"] == list(datasets.CLASS_NAMES["digits"])
@@ -106,6 +106,61 @@ def test_onnx_is_compact_and_standard(trained, splits, tmp_path):
     (result,) = onnx.reference.ReferenceEvaluator(model).run(None, {"images": splits.test.images[:3]})
     expected = formats.flax_predict(trained.model, trained.variables)(splits.test.images[:3])
     np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "ensemble"])
+def test_onnx_holds_every_kind_of_network(name, tmp_path):
+    needs(*IN_ONNX)
+    configs, variables = [model_config(NETWORKS.get(name, {}))], None
+    if name == "ensemble":
+        together, configs, _, variables = ensemble("plain", "norms", "valid_average")
+    else:
+        together, variables = network(configs[0]), random_variables(configs[0])
+    trained = run_dir.Run(None, configs[0], together, variables, tuple("0123456789"), tuple(configs[1:]))
+    formats.export_onnx(trained, np.zeros((0, 28, 28), np.uint8), tmp_path / "model.onnx")
+    predict = formats.load_onnx(tmp_path / "model.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (7, 28, 28), np.uint8)
+    np.testing.assert_allclose(predict(images), formats.flax_predict(together, variables)(images), atol=1e-5)
+    assert predict(images[:0]).shape == (0, 10)
+
+
+@pytest.mark.parametrize("name", formats.FORMATS)
+def test_a_network_that_is_not_built_in_is_exported(name, splits, tmp_path):
+    needs(*formats.FORMATS[name].packages, *(["jax2onnx"] if "onnx" in name else []))
+    plugged = plugged_in(Residual())
+    export = formats.export(plugged, splits, name, tmp_path)
+    assert export.comparison.largest_difference < (0.5 if name == "onnx-int8" else 1e-5)
+    predict = formats.FORMATS[name].load(export.path, plugged.model)
+    logits = plugged.model.apply(plugged.variables, splits.test.images[:7, ..., None].astype(np.float32) / 255)
+    np.testing.assert_allclose(
+        predict(splits.test.images[:7]), jax.nn.softmax(logits), atol=0.5 if name == "onnx-int8" else 1e-5
+    )
+
+
+class CallsPython(nn.Module):
+    """No file can hold it."""
+
+    @nn.compact
+    def __call__(self, images):
+        logits = nn.Dense(10)(images.mean(1)[..., 0])
+        return jax.pure_callback(lambda x: x, logits, logits)
+
+
+@pytest.mark.parametrize(("name", "converter"), [("stablehlo", "jax.export"), ("onnx", "jax2onnx")])
+def test_a_network_that_cannot_be_converted_gets_one_line(name, converter, splits, tmp_path):
+    needs(*formats.FORMATS[name].packages, *(["jax2onnx"] if "onnx" in name else []))
+    with pytest.raises(RunError, match=rf"^{converter} cannot convert the network \(.*\): try another") as error:
+        formats.export(plugged_in(CallsPython()), splits, name, tmp_path)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_jax2onnx_is_asked_for_by_other_networks_alone(trained, splits, tmp_path, monkeypatch):
+    needs(*IN_ONNX)
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    formats.export_onnx(trained, splits.train.images, tmp_path / "model.onnx")
+    with pytest.raises(UserError, match=r"needs jax2onnx: run pip install 'mnist_flax\[export-any\]'"):
+        formats.export(plugged_in(Residual()), splits, "onnx", tmp_path / "new")
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_eight_bits_hold_every_kernel(trained, splits, tmp_path):

@@ -1,9 +1,11 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_flax.models.cnn import drop, make_model, normalize
+from mnist_flax.models.cnn import Ensemble, drop, make_model, normalize
 from mnist_flax.runtime.config import default_config
 from mnist_flax.training.state import hyperparameters
 
@@ -56,21 +58,23 @@ def test_logits_are_float32_whatever_computes_them(logits_batch_norm):
     assert not np.array_equal(trained, trained.astype(jnp.bfloat16))
 
 
-def test_default_network_against_numpy():
-    """Forward pass written out in float64 with nothing but NumPy."""
-    model = build(channels=(3, 4), pool_sizes=(2,), dense=(7,), compute_dtype="float32")
-    batch = images(2)
-    variables = model.init(jax.random.key(2), batch)
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])
-    x = np.asarray(batch, np.float64)[..., None]
-    for i in range(2):
-        padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
-        x = np.einsum("bhwcij,ijcf->bhwf", windows, params[f"conv{i}_kernel"]) + params[f"conv{i}_bias"]
-        x = np.maximum(x, 0).reshape(2, x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).max((2, 4))
-    x = np.maximum(x.reshape(2, -1) @ params["dense0"]["kernel"] + params["dense0"]["bias"], 0)
-    x = x @ params["logits"]["kernel"] + params["logits"]["bias"]
-    np.testing.assert_allclose(model.apply(variables, batch), x, rtol=1e-4, atol=1e-5)
+def together():
+    return Ensemble((build(channels=(2,), dense=()), build(channels=(3,), dense=())))
+
+
+@pytest.mark.parametrize("make", [build, together])
+def test_images_may_have_a_channel_and_are_refused_by_name(make):
+    network, batch = make(), images()
+    variables = network.init(jax.random.key(0), batch)
+    expected = network.apply(variables, batch)
+    np.testing.assert_array_equal(network.apply(variables, batch[..., None]), expected)
+    assert network.apply(variables, batch[:0]).shape == (0, 10)
+    for dtype in (np.uint8, np.int32, bool):
+        with pytest.raises(TypeError, match=f"images are {np.dtype(dtype)}, not floats .*: divide pixels"):
+            network.apply(variables, np.zeros((3, 28, 28), dtype))
+    for shape in ((28, 28), (3, 784), (3, 1, 28, 28), (3, 28, 28, 3), (1, 3, 28, 28, 1)):
+        with pytest.raises(ValueError, match=re.escape(f"images have shape {shape}: give [n, height, width]")):
+            network.apply(variables, np.zeros(shape, np.float32))
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean():

@@ -1,10 +1,13 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from scipy.special import softmax
 
-from mnist_flax.models import folded as inference
+from mnist_flax.inference.run import Run
+from mnist_flax.models import folded
 from mnist_flax.models.cnn import join, make_model, normalize
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.training.state import hyperparameters, init_state, make_network
@@ -43,6 +46,54 @@ def network(config):
     return make_model(config.model, hyperparameters(config), 10)
 
 
+class Residual(nn.Module):
+    """A network unknown to the package, in the habits of Linen."""
+
+    @nn.compact
+    def __call__(self, images, train: bool = False):
+        x = nn.relu(nn.Conv(4, (3, 3), strides=2, name="stem")(images))
+        y = nn.BatchNorm(use_running_average=not train)(nn.Conv(4, (3, 3))(x))
+        x = nn.Dropout(0.5, deterministic=not train)(nn.relu(x + y))
+        return nn.Dense(10)(x.mean((1, 2)))
+
+
+def plugged_in(network: nn.Module) -> Run:
+    """A run of a module that the config does not make, with random weights."""
+    config = config_lib.default_config()
+    config.model = ConfigDict({"depth": 1})
+    variables = network.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    return Run(None, config, network, jax.tree.map(lambda leaf: 1.5 * leaf + 0.1, variables), tuple("0123456789"))
+
+
+def layers_in_numpy(config, variables, images) -> dict[str, np.ndarray]:
+    """What each layer makes of pixels, and the logits, in float64 with nothing but NumPy."""
+    fields, arrays = config.model, jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
+    params, found, x = arrays["params"], {}, images[..., None] / 255
+
+    def norm(x, name):
+        if name not in params:
+            return x
+        stats = arrays["batch_stats"][name]
+        return (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * params[name]["scale"] + params[name]["bias"]
+
+    layers = len(fields.channels)
+    for i, pool in enumerate(config_lib.per_layer(fields.pool_sizes, layers)):
+        kernel = params[f"conv{i}_kernel"]
+        if fields.padding == "SAME":
+            total = len(kernel) - 1
+            x = np.pad(x, ((0, 0), *[(total // 2, total - total // 2)] * 2, (0, 0)))
+        patches = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[:2], axis=(1, 2))
+        x = np.einsum("bhwcij,ijcf->bhwf", patches, kernel) + params.get(f"conv{i}_bias", 0)
+        size = x.shape[1] // pool
+        x = np.maximum(norm(x, f"norm{i}"), 0)[:, : size * pool, : size * pool]
+        x = x.reshape(len(x), size, pool, size, pool, -1)
+        x = found[f"conv{i}"] = x.max((2, 4))
+    x = x.mean((1, 2)) if fields.head == "average" else x.reshape(len(x), -1)
+    for i in range(len(fields.dense)):
+        x = found[f"dense{i}"] = np.maximum(x @ params[f"dense{i}"]["kernel"] + params[f"dense{i}"]["bias"], 0)
+    return found | {"logits": norm(x @ params["logits"]["kernel"] + params["logits"]["bias"], "logits_norm")}
+
+
 def linen_logits(config, variables, images):
     return jax.jit(network(config).apply)(variables, normalize(images))
 
@@ -52,27 +103,28 @@ def images():
     return np.random.default_rng(1).integers(0, 256, (5, 28, 28), dtype=np.uint8)
 
 
+@pytest.mark.parametrize("impl", ["lax", "matmul"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_plain_function_gives_what_the_linen_model_gives(name, images):
-    config = model_config(NETWORKS[name])
+def test_the_network_and_its_folded_form_compute_what_numpy_does(name, impl, images):
+    config = model_config(NETWORKS[name] | {"conv": impl})
     variables = random_variables(config)
-    expected = jax.nn.softmax(linen_logits(config, variables, images))
-    parameters = inference.fold_batch_norm(network(config), variables)
-    result = jax.jit(lambda images: inference.probabilities(network(config), parameters, images))(images)
-    assert result.dtype == jnp.float32
-    assert float(expected.max(1).min()) < 0.999  # not saturated: a difference would show
-    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
+    expected = layers_in_numpy(config, variables, images)
+    assert softmax(expected["logits"], axis=1).max(1).min() < 0.999  # not saturated: a difference would show
+    np.testing.assert_allclose(linen_logits(config, variables, images), expected["logits"], rtol=1e-4, atol=1e-5)
+    plain, parameters = folded.fold_batch_norm(network(config), variables)
+    found = jax.jit(lambda images: folded.features(plain, parameters, normalize(images)))(images)
+    assert list(found) == list(expected)
+    for name, values in expected.items():
+        assert found[name].dtype == jnp.float32
+        np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5)
 
 
-def test_folded_parameters_are_those_of_a_model_without_batch_norm(images):
-    config = model_config(NETWORKS["norms"])
-    variables = random_variables(config)
-    expected = linen_logits(config, variables, images)
-    parameters = inference.fold_batch_norm(network(config), variables)
-    config.model.batch_norm = config.model.logits_batch_norm = False
-    shapes = jax.eval_shape(lambda: init_state(config, 10, 0)).params
+def test_folded_parameters_are_those_of_a_model_without_batch_norm():
+    config = model_config(NETWORKS["norms"] | {"compute_dtype": "bfloat16"})
+    plain, parameters = folded.fold_batch_norm(network(config), random_variables(config))
+    assert not plain.batch_norm and plain.compute_dtype == jnp.float32
+    shapes = jax.eval_shape(plain.init, jax.random.key(0), jnp.zeros((1, 28, 28)))
     assert jax.tree.map(jnp.shape, parameters) == jax.tree.map(jnp.shape, shapes)
-    np.testing.assert_allclose(linen_logits(config, {"params": parameters}, images), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_folding_is_exact_where_variances_are_tiny():
@@ -81,11 +133,21 @@ def test_folding_is_exact_where_variances_are_tiny():
     variables = random_variables(config)
     variables["batch_stats"]["norm0"]["var"] = jnp.zeros(2)
     kernel, norm = variables["params"]["conv0_kernel"], variables["params"]["norm0"]
-    folded = inference.fold_batch_norm(network(config), variables)
+    params = folded.fold_batch_norm(network(config), variables)[1]["params"]
     factor = np.asarray(norm["scale"], np.float64) / np.sqrt(1e-5)
-    np.testing.assert_allclose(folded["conv0_kernel"], np.asarray(kernel) * factor, rtol=1e-6)
+    np.testing.assert_allclose(params["conv0_kernel"], np.asarray(kernel) * factor, rtol=1e-6)
     shift = np.asarray(norm["bias"], np.float64) - np.asarray(variables["batch_stats"]["norm0"]["mean"]) * factor
-    np.testing.assert_allclose(folded["conv0_bias"], shift, rtol=1e-5)
+    np.testing.assert_allclose(params["conv0_bias"], shift, rtol=1e-5)
+
+
+def test_features_of_any_module_are_in_the_order_of_computation(images):
+    plugged = plugged_in(Residual())
+    unchanged = folded.fold_batch_norm(plugged.model, plugged.variables)
+    assert unchanged == (plugged.model, plugged.variables)
+    images = normalize(images)[..., None]
+    found = jax.jit(lambda images: folded.features(*unchanged, images))(images)
+    assert list(found) == ["stem", "Conv_0", "BatchNorm_0", "Dropout_0", "Dense_0"]
+    np.testing.assert_allclose(found["Dense_0"], plugged.model.apply(plugged.variables, images), rtol=1e-5, atol=1e-5)
 
 
 def ensemble(*names: str):
@@ -96,21 +158,18 @@ def ensemble(*names: str):
 
 
 def test_an_ensemble_gives_the_mean_of_its_members_probabilities(images):
-    """Of the Linen model and of the plain function alike; the reference averages in float64, outside of both."""
+    """Folded or not; the reference averages in float64, outside of both."""
     together, configs, variables, joined = ensemble("plain", "norms", "plain")
     each = np.stack([linen_logits(*pair, images) for pair in zip(configs, variables, strict=True)])
     expected = softmax(each.astype(np.float64), axis=-1).mean(0)
     assert np.ptp(softmax(each, axis=-1), axis=0).max() > 0.1  # they do differ
     logits = jax.jit(together.apply)(joined, normalize(images))
     np.testing.assert_allclose(logits, np.log(expected), rtol=1e-4, atol=1e-4)
-    parameters = inference.fold_batch_norm(together, joined)
-    plain = jax.jit(lambda images: inference.probabilities(together, parameters, images))(images)
-    np.testing.assert_allclose(plain, expected, rtol=1e-4, atol=1e-6)
-    found = jax.jit(lambda images: inference.activations(together, parameters, normalize(images)))(images)
-    np.testing.assert_allclose(found["logits"], np.log(expected), rtol=1e-4, atol=1e-4)
-    first = inference.activations(together.members[0], parameters[0], normalize(images))
-    assert list(found) == list(first)
-    np.testing.assert_allclose(found["conv1"], first["conv1"], rtol=1e-4, atol=1e-5)
+    plain, parameters = folded.fold_batch_norm(together, joined)
+    np.testing.assert_allclose(jax.jit(plain.apply)(parameters, normalize(images)), np.log(expected), atol=1e-4)
+    found = folded.features(plain, parameters, normalize(images))
+    for name, values in layers_in_numpy(configs[0], variables[0], images).items():  # of the first member
+        np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5)
 
 
 def test_an_ensemble_of_networks_that_are_certain_has_finite_logits(images):

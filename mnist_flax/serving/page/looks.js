@@ -77,9 +77,8 @@ function paintLayer(canvas, { shape, values }) {
   context.putImageData(image, 0, 0);
 }
 
-function describe({ name, shape }, position) {
-  const [kind] = name.split(/\d/);
-  if (kind === "dense") return [`Layer ${position}: dense`, `${shape[0]} features of the digit as a whole, a square each.`];
+function describe({ shape }, position) {
+  if (shape.length === 1) return [`Layer ${position}: dense`, `${shape[0]} features of the digit as a whole, a square each.`];
   const [count, height, width] = shape;
   return [
     `Layer ${position}: convolution`,
