@@ -139,7 +139,7 @@ def main(argv: list[str]) -> None:
     if len(argv) < 2:
         raise cli.UserError("name finished run directories: python -m experiments.hardest RUN...")
     from mnist_flax.data import datasets as data
-    from mnist_flax.inference import classifier
+    from mnist_flax.inference.predictor import make_logits
     from mnist_flax.runtime import devices, run_dir, terminal
 
     run_dir.distinct(argv[1:])
@@ -149,7 +149,7 @@ def main(argv: list[str]) -> None:
     if len(datasets := {trained.config.dataset for trained in runs}) > 1:
         raise cli.UserError(f"these runs are of different datasets ({', '.join(sorted(datasets))}): name runs of one")
     test = data.load(runs[0].config).test
-    predictions = [classifier.make_logits(trained)(test.images).argmax(axis=1) for trained in runs]
+    predictions = [make_logits(trained)(test.images).argmax(axis=1) for trained in runs]
     hard = find(test.images, test.labels, np.array(predictions))
     shown = hard[: _MOST.value]
 

@@ -4,6 +4,7 @@ Nothing here prints, sets signals, changes global state or exits. What is wrong 
 wrong in a run a `RunError`, each with one line that says what to do.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from mnist_flax.data import datasets
-from mnist_flax.inference import formats, predictor
+from mnist_flax.data.idx import IMAGE_SIZE
+from mnist_flax.evaluation import metrics
+from mnist_flax.inference import classifier, evaluate, formats, predictor
 from mnist_flax.inference import run as run_lib
+from mnist_flax.ocr import page_reader
 from mnist_flax.runtime import cli, recipes, run_dir
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.training import train as train_lib
@@ -79,6 +83,7 @@ class Run:
     def __init__(self, trained: run_lib.Run, checkpoint: str | None = None):
         self._trained = trained
         self._checkpoint = checkpoint or trained.config.checkpoint.select
+        self._classifiers: dict[float | None, classifier.Reader] = {}  # by threshold
 
     def __repr__(self) -> str:
         return f"Run({str(self.directory)!r}, dataset={self.config.dataset!r})"
@@ -128,11 +133,11 @@ class Run:
         Raises:
           UserError: images of another type, range or shape.
         """
-        return self._predictor.logits(images)
+        return self._logits(predictor.check_images(images, IMAGE_SIZE))
 
     def predict(self, images: np.ndarray) -> Float[np.ndarray, "n classes"]:
-        """Returns class probabilities in float32, the softmax of `logits`, which takes the same images."""
-        return predictor.softmax(self.logits(images))
+        """Returns class probabilities in float32: the softmax of `logits`, which takes the same images."""
+        return np.exp(metrics.log_softmax(self.logits(images))).astype(np.float32)
 
     def features(self, images: np.ndarray) -> dict[str, Float[np.ndarray, "n ..."]]:
         """Returns what each layer makes of images, {layer name: activations}, in the order of computation.
@@ -140,11 +145,15 @@ class Run:
         Convolutional layers give [n, height, width, channels], after ReLU and pooling; dense ones [n, features]. Of an
         ensemble, the layers of its first member. Images are those of `logits`.
         """
-        return self._predictor.features(images)
+        return self._features(predictor.check_images(images, IMAGE_SIZE))
 
     @cached_property
-    def _predictor(self) -> predictor.Predictor:
-        return predictor.Predictor(self._trained)
+    def _logits(self) -> Callable:
+        return predictor.make_logits(self._trained)
+
+    @cached_property
+    def _features(self) -> Callable:
+        return predictor.make_features(self._trained)
 
     def evaluate(self, split: str = "test", views: int = 1) -> dict[str, Any]:
         """Scores a whole split; returns what `python -m mnist_flax.evaluate` writes to evaluation_<split>.json.
@@ -156,9 +165,11 @@ class Run:
         Raises:
           UserError: the run has no such examples, or the dataset cannot be used.
         """
-        return run_lib.evaluate(self._trained, split, self._checkpoint, views)
+        return evaluate.evaluate(self._trained, split, self._checkpoint, views)
 
-    def read(self, file: str | Path, layout: str = "digit", threshold: float | None = None) -> dict[str, Any]:
+    def read(
+        self, file: str | Path, layout: page_reader.Layout = "digit", threshold: float | None = None
+    ) -> dict[str, Any]:
         """Reads a picture; returns the object that `python -m mnist_flax.predict --json` prints. Needs `predict`.
 
         Args:
@@ -169,14 +180,17 @@ class Run:
         Raises:
           UserError: the extra `predict` is not installed, the picture cannot be read, or the run reads no digits.
         """
+        page_reader.require_packages()
+        if layout not in page_reader.LAYOUTS:
+            raise cli.UserError(f"layout={layout!r} is unknown: use one of {', '.join(page_reader.LAYOUTS)}")
         from mnist_flax.ocr import read_files
 
-        return read_files.read_file(self._classifier(threshold), str(file), layout)
-
-    def _classifier(self, threshold: float | None):
-        from mnist_flax.inference import classifier
-
-        return classifier.load_classifier(self._trained, threshold)
+        if threshold not in self._classifiers:
+            self._classifiers[threshold] = classifier.load_reader(self._trained, threshold)
+        ((item, reading),) = read_files.read_files([read_files.Item(str(file))], self._classifiers[threshold], layout)
+        if reading is None:
+            raise cli.UserError(item.error)
+        return read_files.to_json(item, layout, reading)
 
     def export(self, name: str, path: str | Path) -> Path:
         """Writes the model to a file, once that file has reproduced the model's predictions on the test split.

@@ -50,7 +50,8 @@ def main(argv: list[str]) -> None:
     devices.keep_compiled_programs()
     trained = model_flags.load(argv[1])
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that no draft is left behind
-    print_export(formats.export(trained, datasets.load(trained.config), _FORMAT.value, directory))
+    path = directory / formats.FORMATS[_FORMAT.value].file_name
+    print_export(formats.export(trained, datasets.load(trained.config), _FORMAT.value, path))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from rich.console import Console
 from mnist_flax.data import idx, prepare
 from mnist_flax.evaluation import metrics, report
 from mnist_flax.inference import classifier
+from mnist_flax.inference.predictor import make_logits
 from mnist_flax.inference.run import Run
 from mnist_flax.ocr import decode, page_reader
 from mnist_flax.runtime import cli, config_flag, run_dir, terminal
@@ -309,7 +310,7 @@ def untrained(directory: Path) -> classifier.Reader:
     network = cnn.make_model(config.model, hyperparameters(config), len(names))
     state = init_state(config, len(names), 0)
     trained = Run(directory, config, network, state.variables(), names)
-    recognise = classifier.make_recogniser(classifier.make_logits(trained), 1.0)
+    recognise = classifier.make_recogniser(make_logits(trained), 1.0)
     return classifier.Reader(trained, recognise, 1.0, 0.5)
 
 

@@ -16,8 +16,6 @@ from mnist_flax.runtime import cli, run_dir
 from mnist_flax.runtime.run_dir import write_json
 from mnist_flax.runtime.settings import pinned
 
-# A batch is padded to the next of these, so that few programs are compiled.
-BATCH_SIZES = (1, 4, 16, 64, 256, 1024, 2048)
 DIGITS = tuple("0123456789")
 DEFAULT_THRESHOLD = 0.9  # where a run cannot be calibrated
 
@@ -43,9 +41,10 @@ def load_reader(trained: Run, threshold: float | None = None) -> Reader:
       UserError: it does not read digits, or its calibration is damaged.
     """
     from mnist_flax.data import prepare
+    from mnist_flax.inference import predictor
 
     check_reads_digits(trained)
-    logits = make_logits(trained)
+    logits = predictor.make_logits(trained)
     fitted = load_calibration(trained, logits)
     if fitted is None:
         if threshold is None:
@@ -63,31 +62,6 @@ def load_reader(trained: Run, threshold: float | None = None) -> Reader:
         fitted = Calibration(1.0, DEFAULT_THRESHOLD)
     recogniser = make_recogniser(logits, fitted.temperature)
     return Reader(trained, recogniser, fitted.temperature, fitted.threshold if threshold is None else threshold)
-
-
-@pinned()
-def make_logits(run: Run) -> Recogniser:
-    """Logits of any number of images, computed in float32 in padded batches of `BATCH_SIZES`."""
-    import jax
-
-    from mnist_flax.models import cnn, folded
-
-    network, variables = folded.fold_batch_norm(run.model, run.variables)
-    variables = jax.device_put(variables)
-    compiled = jax.jit(lambda variables, images: network.apply(variables, cnn.normalize(images)[..., None]))
-
-    @pinned()
-    def logits(images: Images) -> Float[np.ndarray, "digits classes"]:
-        results = [np.zeros((0, len(run.class_names)), np.float32)]
-        for start in range(0, len(images), BATCH_SIZES[-1]):
-            part = images[start : start + BATCH_SIZES[-1]]
-            size = next(size for size in BATCH_SIZES if size >= len(part))
-            if size > len(part):
-                part = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
-            results.append(np.asarray(compiled(variables, part))[: len(images) - start])
-        return np.concatenate(results)
-
-    return logits
 
 
 def make_recogniser(logits: Recogniser, temperature: float) -> Recogniser:

@@ -7,6 +7,7 @@ from typing import Any
 from mnist_flax.data import datasets
 from mnist_flax.evaluation import metrics, report, robustness, robustness_figures
 from mnist_flax.inference import classifier, tta
+from mnist_flax.inference.predictor import make_logits
 from mnist_flax.inference.run import Run, load_run
 from mnist_flax.models import cnn
 from mnist_flax.runtime.cli import UserError
@@ -53,7 +54,7 @@ def evaluate_corruptions(trained: Run, split: str, checkpoint: str) -> tuple[dic
       UserError: the run has no such examples, or the dataset cannot be used.
     """
     examples = load_split(trained, split)
-    logits_of = classifier.make_logits(trained)
+    logits_of = make_logits(trained)
     fitted = classifier.load_calibration(trained, logits_of)
     measured = robustness.measure(logits_of, examples)
     found = robustness.summarize(measured, examples.labels, fitted.temperature if fitted else None)

@@ -330,7 +330,9 @@ def latencies(models: Mapping[str, Predict], images: Images, repeats: int) -> di
 
 
 def check_packages(name: str) -> None:
-    """Raises UserError if a format needs a package that is not installed."""
+    """Raises UserError for an unknown format, or one that needs a package that is not installed."""
+    if name not in FORMATS:
+        raise cli.UserError(f"format {name!r} is unknown: use one of {', '.join(FORMATS)}")
     missing = [package for package in FORMATS[name].packages if importlib.util.find_spec(package) is None]
     if missing:
         raise cli.UserError(f"format {name} needs {', '.join(missing)}: run pip install 'mnist_flax[export]'")
@@ -346,11 +348,11 @@ class Export(NamedTuple):
 
 
 @pinned()
-def export(trained: Run, splits, name: str, directory: Path) -> Export:
-    """Writes a run in the format `name` into `directory`, once it has proved itself on the test split of `splits`.
+def export(trained: Run, splits, name: str, path: Path) -> Export:
+    """Writes a run in the format `name` to a file, once that has proved itself on the test split of `splits`.
 
     Raises:
-      UserError: a package is missing, or the directory cannot be written.
+      UserError: a package is missing, or the file cannot be written.
       RunError: the file does not reproduce the Flax model; nothing is left behind.
     """
     from mnist_flax.models import cnn
@@ -358,10 +360,10 @@ def export(trained: Run, splits, name: str, directory: Path) -> Export:
     check_packages(name)
     kind = FORMATS[name]
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        workplace = tempfile.TemporaryDirectory(prefix=".export-", dir=directory)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        workplace = tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent)
     except OSError as error:
-        raise cli.UserError(f"{directory} cannot be written ({error.strerror}): choose another directory") from error
+        raise cli.UserError(f"{path.parent} cannot be written ({error.strerror}): choose another directory") from error
     with workplace as temporary:
         draft = Path(temporary) / kind.file_name
         kind.write(trained, calibration_images(splits.train.images), draft)
@@ -373,8 +375,8 @@ def export(trained: Run, splits, name: str, directory: Path) -> Export:
             batch: latencies(models, np.resize(splits.test.images, (batch, 28, 28)), repeats)
             for batch, repeats in LATENCY_BATCHES.items()
         }
-        files.write(directory / kind.file_name, draft.read_bytes())
-    return Export(name, directory / kind.file_name, comparison, timings)
+        files.write(path, draft.read_bytes())
+    return Export(name, path, comparison, timings)
 
 
 def calibration_images(images: Images) -> Images:

@@ -21,7 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mnist_flax.data import prepare
 from mnist_flax.inference import explain, mistakes
-from mnist_flax.inference.classifier import BATCH_SIZES, Reader
+from mnist_flax.inference.classifier import Reader
+from mnist_flax.inference.predictor import BATCH_SIZES
 from mnist_flax.ocr import decode, page_reader
 from mnist_flax.runtime import cli, run_dir
 from mnist_flax.runtime.cli import UserError

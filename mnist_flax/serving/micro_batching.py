@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from mnist_flax.inference.classifier import BATCH_SIZES, Images, Recogniser
+from mnist_flax.inference.classifier import Images, Recogniser
+from mnist_flax.inference.predictor import BATCH_SIZES
 
 Scores = Float[np.ndarray, "digits classes"]
 

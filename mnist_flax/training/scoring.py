@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,17 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
 from mnist_flax.data import datasets
-from mnist_flax.inference.tta import Views
-from mnist_flax.models.cnn import CNN, Ensemble, normalize
+from mnist_flax.models.cnn import normalize
 from mnist_flax.runtime.devices import BATCH_AXIS, BATCHES, EVERYWHERE, make_mesh, put
 from mnist_flax.runtime.settings import pinned
 from mnist_flax.training.loss import cross_entropy
+
+
+class Network(Protocol):
+    """What is scored: a Flax module, or several networks that answer together."""
+
+    def apply(self, variables: Any, images: Any) -> Any:
+        """Logits [batch, classes] of images in [0, 1]."""
 
 
 def split_batches(mesh: Mesh, images, labels, batch_size: int) -> tuple[Array, Array]:
@@ -33,7 +40,7 @@ def split_batches(mesh: Mesh, images, labels, batch_size: int) -> tuple[Array, A
 
 
 def evaluate_batches(
-    model: CNN | Ensemble | Views, variables: dict, images, labels
+    model: Network, variables: dict, images, labels
 ) -> tuple[dict, Float[Array, "batches share classes"]]:
     """Mean loss and accuracy over a whole split, and this device's logits: see `make_evaluate`; within `BATCH_AXIS`."""
     logits = lax.map(lambda batch: model.apply(variables, normalize(batch)), images)
@@ -44,7 +51,7 @@ def evaluate_batches(
     return {"loss": loss / count, "accuracy": correct / count}, logits
 
 
-def make_evaluate(model: CNN | Ensemble | Views, mesh: Mesh) -> Callable:
+def make_evaluate(model: Network, mesh: Mesh) -> Callable:
     """Whole-split evaluation: `(variables, images, labels) -> ({"loss", "accuracy"}, logits)` of `split_batches`.
 
     Loss is the mean cross-entropy and accuracy the fraction correct over exactly the examples that are not padding.
@@ -61,7 +68,7 @@ def make_evaluate(model: CNN | Ensemble | Views, mesh: Mesh) -> Callable:
 
 
 def make_logits(
-    model: CNN | Ensemble | Views, batch_size: int, mesh: Mesh | None = None
+    model: Network, batch_size: int, mesh: Mesh | None = None
 ) -> Callable[[dict, datasets.Split], Float[np.ndarray, "examples classes"]]:
     """`logits(variables, split)`: those of every example of a split: nothing is dropped and nothing counted twice.
 

@@ -8,7 +8,7 @@ from PIL import Image
 from mnist_flax.data import datasets
 from mnist_flax.evaluation import corruptions, robustness, robustness_figures
 from mnist_flax.evaluation.corruptions import FAMILIES, SEVERITIES
-from mnist_flax.inference import classifier
+from mnist_flax.inference.predictor import make_logits
 from mnist_flax.inference.run import load_run
 from tests.commands import command
 
@@ -112,7 +112,7 @@ def test_command_writes_results_and_figures(digits_run):
     results = json.loads((digits_run / "robustness.json").read_text())
     trained = load_run(digits_run)
     test = datasets.load(trained.config).test
-    read = classifier.make_logits(trained)(test.images).argmax(axis=1)
+    read = make_logits(trained)(test.images).argmax(axis=1)
     assert results["clean_accuracy"] == np.mean(read == test.labels)
     assert (results["dataset"], results["split"], results["checkpoint"]) == ("digits", "test", "last")
     assert results["examples"] == len(test.labels)

@@ -9,6 +9,7 @@ from PIL import Image
 from mnist_flax.data import datasets
 from mnist_flax.experiments import hardest
 from mnist_flax.inference import classifier
+from mnist_flax.inference.predictor import make_logits
 from mnist_flax.inference.run import load_run
 from tests.commands import command, refusal
 
@@ -67,7 +68,7 @@ def test_command_draws_and_writes(digits_run, tmp_path):
     written = json.loads((place / "hardest.json").read_text())
     trained = load_run(digits_run)
     images, labels = datasets.load(trained.config).test
-    wrong = np.flatnonzero(classifier.make_logits(trained)(images).argmax(axis=1) != labels)
+    wrong = np.flatnonzero(make_logits(trained)(images).argmax(axis=1) != labels)
     assert [item["number"] for item in written["hardest"]] == wrong.tolist() and len(wrong) > 2
     assert f"{len(wrong)} test images" in out
     assert all(sum(item["votes"].values()) == 1 for item in written["hardest"])

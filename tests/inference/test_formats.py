@@ -55,7 +55,7 @@ def needs(*packages: str) -> None:
 @pytest.mark.parametrize("name", formats.FORMATS)
 def test_an_export_predicts_what_the_run_predicts(name, trained, splits, tmp_path):
     needs(*formats.FORMATS[name].packages)
-    export = formats.export(trained, splits, name, tmp_path)
+    export = formats.export(trained, splits, name, tmp_path / formats.FORMATS[name].file_name)
     assert [path.name for path in tmp_path.iterdir()] == [export.path.name]
     (tmp_path / "like any other").touch()
     assert export.path.stat().st_mode == (tmp_path / "like any other").stat().st_mode  # not private to its writer
@@ -128,7 +128,7 @@ def test_onnx_holds_every_kind_of_network(name, tmp_path):
 def test_a_network_that_is_not_built_in_is_exported(name, splits, tmp_path):
     needs(*formats.FORMATS[name].packages, *(["jax2onnx"] if "onnx" in name else []))
     plugged = plugged_in(Residual())
-    export = formats.export(plugged, splits, name, tmp_path)
+    export = formats.export(plugged, splits, name, tmp_path / formats.FORMATS[name].file_name)
     assert export.comparison.largest_difference < (0.5 if name == "onnx-int8" else 1e-5)
     predict = formats.FORMATS[name].load(export.path, plugged.model)
     logits = plugged.model.apply(plugged.variables, splits.test.images[:7, ..., None].astype(np.float32) / 255)
@@ -150,7 +150,7 @@ class CallsPython(nn.Module):
 def test_a_network_that_cannot_be_converted_gets_one_line(name, converter, splits, tmp_path):
     needs(*formats.FORMATS[name].packages, *(["jax2onnx"] if "onnx" in name else []))
     with pytest.raises(RunError, match=rf"^{converter} cannot convert the network \(.*\): try another") as error:
-        formats.export(plugged_in(CallsPython()), splits, name, tmp_path)
+        formats.export(plugged_in(CallsPython()), splits, name, tmp_path / formats.FORMATS[name].file_name)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
@@ -159,7 +159,7 @@ def test_jax2onnx_is_asked_for_by_other_networks_alone(trained, splits, tmp_path
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     formats.export_onnx(trained, splits.train.images, tmp_path / "model.onnx")
     with pytest.raises(UserError, match=r"needs jax2onnx: run pip install 'mnist_flax\[export-any\]'"):
-        formats.export(plugged_in(Residual()), splits, "onnx", tmp_path / "new")
+        formats.export(plugged_in(Residual()), splits, "onnx", tmp_path / "new" / formats.FORMATS["onnx"].file_name)
     assert not list((tmp_path / "new").iterdir())
 
 
@@ -202,7 +202,7 @@ def test_an_export_that_differs_is_not_kept(trained, splits, tmp_path):
     needs(*IN_ONNX)
     broken = outlying(trained)
     with pytest.raises(RunError, match=r"differs from the Flax model.*accuracy .* instead of 9\d"):
-        formats.export(broken, splits, "onnx-int8", tmp_path)
+        formats.export(broken, splits, "onnx-int8", tmp_path / formats.FORMATS["onnx-int8"].file_name)
     assert not list(tmp_path.iterdir())
 
 
@@ -210,7 +210,7 @@ def test_an_export_with_numbers_that_are_none_is_not_kept(trained, splits, tmp_p
     params = jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan, np.float32), trained.variables["params"])
     broken = trained._replace(variables=trained.variables | {"params": params})
     with pytest.raises(RunError, match="by up to inf"):
-        formats.export(broken, splits, "stablehlo", tmp_path / "new")
+        formats.export(broken, splits, "stablehlo", tmp_path / "new" / formats.FORMATS["stablehlo"].file_name)
     assert not list((tmp_path / "new").iterdir())
 
 

@@ -52,7 +52,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 
 def test_an_export_is_on_the_disk_before_it_is_done(calls, digits_run, tmp_path):
     trained = load_run(digits_run)
-    path = formats.export(trained, datasets.load(trained.config), "stablehlo", tmp_path).path
+    path = formats.export(trained, datasets.load(trained.config), "stablehlo", tmp_path / "model.stablehlo").path
     assert calls[-2:] == [("replace", path), ("sync", tmp_path)]
 
 

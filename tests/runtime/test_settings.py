@@ -10,7 +10,8 @@ import pytest
 
 from mnist_flax.data import datasets
 from mnist_flax.experiments.research import members
-from mnist_flax.inference import classifier, explain
+from mnist_flax.inference import explain
+from mnist_flax.inference.predictor import make_logits
 from mnist_flax.inference.run import load_run
 from mnist_flax.runtime import devices, run_dir, settings
 from mnist_flax.runtime.cli import RunError, UserError
@@ -180,7 +181,7 @@ def test_a_run_is_resumed_under_other_settings_bit_for_bit(config, splits, other
 def test_a_finished_run_gives_the_same_answers_under_other_settings(undisturbed, splits, otherwise):
     def answers():
         trained, image = load_run(undisturbed[0]), splits.test.images[0]
-        return classifier.make_logits(trained)(splits.test.images), *explain.make_explain(trained, 1.0)(image, 3)[1:]
+        return make_logits(trained)(splits.test.images), *explain.make_explain(trained, 1.0)(image, 3)[1:]
 
     found = answers()
     with settings.pinned():

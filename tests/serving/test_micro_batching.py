@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from mnist_flax.inference.classifier import BATCH_SIZES
+from mnist_flax.inference.predictor import BATCH_SIZES
 from mnist_flax.serving.micro_batching import make_batcher
 
 

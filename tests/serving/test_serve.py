@@ -17,14 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mnist_flax import serve
 from mnist_flax.data import datasets
 from mnist_flax.experiments.benchmarks import form_generator
 from mnist_flax.inference import classifier, mistakes
 from mnist_flax.inference.run import load_run
 from mnist_flax.runtime import run_dir
 from mnist_flax.runtime.cli import UserError
-from mnist_flax.serving import json_api, openapi, schema
+from mnist_flax.serving import json_api, listen, openapi, schema
 from tests import strokes
 from tests.commands import command, finish, refusal
 from tests.server import Server, launch, running
@@ -375,7 +374,8 @@ def test_it_stops_when_asked_and_finishes_what_it_began(digits_run, number):
 IMPATIENT = """
 from mnist_flax import serve
 from mnist_flax.runtime import cli
-serve.SECONDS_TO_FINISH = 0.1
+from mnist_flax.serving import server
+server.SECONDS_TO_FINISH = 0.1
 cli.run(serve.main)
 """
 
@@ -423,9 +423,9 @@ def test_behind_a_proxy_it_answers_to_the_names_that_are_allowed_and_to_no_other
 
 
 def test_a_server_that_is_open_without_names_answers_to_all_and_with_names_to_those():
-    assert serve.names("0.0.0.0", []) is None and serve.names("192.0.2.1", []) is None
-    assert "evil.example" not in serve.names("192.0.2.1", ["a.example"])
-    assert serve.names("my.host", ["a.example"]) == ["my.host", "a.example"]
+    assert listen.names("0.0.0.0", []) is None and listen.names("192.0.2.1", []) is None
+    assert "evil.example" not in listen.names("192.0.2.1", ["a.example"])
+    assert listen.names("my.host", ["a.example"]) == ["my.host", "a.example"]
 
 
 @pytest.mark.parametrize(
