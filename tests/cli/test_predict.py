@@ -56,7 +56,7 @@ def test_one_digit(digits_run, folder):
 def test_the_form_of_the_readme_is_read(digits_run):
     """Drawn by `form_generator` from test digits of this dataset, like those that a newcomer's first run knows."""
     readme = (ROOT / "README.md").read_text()
-    ((name, layout, lines),) = re.findall(r"mnist_flax\.predict RUN (docs/\S+) (--layout=page) +# (.*)", readme)
+    ((name, layout, lines),) = re.findall(r"mnist_flax\.predict RUN (docs/\S+) (--layout=page) +# .*: (.*)", readme)
     out = predict(digits_run, name, layout, "--threshold=0").stdout
     assert out.splitlines() == [f"{name}:", *lines.split(", ")]
     assert f"@{name} " in readme  # the request to the server
