@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mnist_flax.data import datasets
@@ -83,6 +83,7 @@ def overlap(a, b) -> float:
 BOX = st.builds(lambda x, y, w, h: (x, y, x + w, y + h), *[st.integers(0, 6)] * 2, *[st.integers(3, 8)] * 2)
 
 
+@settings(deadline=None)  # the first call imports SciPy
 @given(st.lists(BOX, max_size=4), st.lists(BOX, max_size=4))
 def test_boxes_are_matched_as_well_as_they_can_be(true, found):
     """Against every way of matching them; so the order, in which either are given, makes no difference."""
