@@ -70,7 +70,7 @@ def figure_augmentations(found: dict[str, Images]) -> "Figure":
 def main(argv: list[str]) -> None:
     config_flag.refuse_arguments(argv)
     config = _CONFIG.value
-    config_lib.check(config)
+    config_lib.check_config(config)
     (path,) = outputs.check_directory("output", Path(_OUTPUT.value), "augmentations.png")
     from mnist_flax.data import datasets
     from mnist_flax.runtime import devices

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     if _DIRECTORY.value and not Path(_DIRECTORY.value).is_dir():
         raise cli.UserError(f"--directory={_DIRECTORY.value} is no directory: make it, or name another")
     config = _CONFIG.value
-    config_lib.check(config)
+    config_lib.check_config(config)
     devices.available()
     state = jax.jit(lambda: init_state(config, len(datasets.CLASS_NAMES[config.dataset]), 0))()
     jax.block_until_ready(state)

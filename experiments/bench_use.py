@@ -29,7 +29,7 @@ def single_predictions(reader, images: np.ndarray) -> list[float]:
     for call in range(-100, 2_000):
         image = images[call % len(images)][None]
         start = time.perf_counter()
-        reader.recogniser(image)
+        reader.log_probabilities(image)
         if call >= 0:
             times.append((time.perf_counter() - start) * 1e3)
     return times
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
     from mnist_flax.runtime import devices
 
     devices.keep_compiled_programs()
-    reader = classifier.load_reader(model_flags.load(argv[1]))
+    reader = classifier.load_classifier(model_flags.load(argv[1]))
     splits = classifier.splits_at_hand(reader.run)
     if splits is None:
         raise cli.UserError(f"the dataset of {argv[1]} is not at hand: name its place with --data_dir=DIR")
@@ -121,7 +121,7 @@ def main(argv: list[str]) -> None:
 
         def counted(images, passes=passes):
             passes.append(len(images))
-            return reader.recogniser(images)
+            return reader.log_probabilities(images)
 
         (result,) = page_reader.recognise([sheet], counted, reader.threshold)
         if turn:

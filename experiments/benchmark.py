@@ -235,7 +235,7 @@ def _examples() -> tuple[datasets.Split, str]:
     return datasets.Split(images, labels), f"{_EXAMPLES:,} random images (MNIST is not prepared)"
 
 
-def check(peers: Sequence[str], dtypes: Sequence[str], batches: Sequence[str], examples: int) -> None:
+def check_flags(peers: Sequence[str], dtypes: Sequence[str], batches: Sequence[str], examples: int) -> None:
     for flag, values in (("dtype", dtypes), ("batch", batches)):
         if not values:
             raise cli.UserError(f"--{flag}= names nothing: name one or more, or leave it out")
@@ -262,7 +262,7 @@ def main(argv: list[str]) -> None:
     if _BATCH_NORM.value:
         kind = f"with batch norm, {kind}"
     peers, dtypes, batches = (list(dict.fromkeys(flag.value)) for flag in (_PEERS, _DTYPE, _BATCH))  # each once
-    check(peers, dtypes, batches, len(split.labels))
+    check_flags(peers, dtypes, batches, len(split.labels))
     out = Path(_OUT.value or run_dir.new_directory("benchmark"))
     out.mkdir(parents=True, exist_ok=True)
     print(out, flush=True)

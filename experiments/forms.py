@@ -97,7 +97,7 @@ def main(argv: list[str]) -> None:
     trained = model_flags.load(argv[1])
     config = trained.config
     devices.keep_compiled_programs()
-    reader = classifier.load_reader(trained)
+    reader = classifier.load_classifier(trained)
     split = getattr(datasets.load(config), _SPLIT.value)
     if not len(split.labels):
         raise cli.UserError(f"the run has no {_SPLIT.value} examples: choose another --split")
@@ -115,7 +115,7 @@ def main(argv: list[str]) -> None:
                 generator = np.random.default_rng([kind, i, _SPLIT.value == "test"])
                 form = form_generator.draw((split.images, split.labels), generator, style, paper, inverted=i % 4 == 3)
                 grey = form.image.astype(np.float32) / 255
-                result = page_reader.read([grey], "page", reader.recogniser, reader.threshold)[0]
+                result = page_reader.read([grey], "page", reader.log_probabilities, reader.threshold)[0]
                 scores.setdefault(paper, []).append(score(form, result))
         rows = {paper: total(each) for paper, each in scores.items()}
         if len(rows) > 1:

@@ -26,7 +26,7 @@ _RECIPE = flags.DEFINE_string("recipe", "configs/digits.py", "what is trained")
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory; a new one under runs/long_run/ if not given")
 
 
-class Reader:
+class DirectoryReader:
     """Reads what is added to metrics.jsonl and the TensorBoard file, so that looking costs the same in every epoch."""
 
     def __init__(self, directory: Path):
@@ -58,7 +58,7 @@ def watch(command: list[str], directory: Path) -> list[dict[str, Any]]:
       RunError: it failed, or a file was not whole while it was written.
     """
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    reader, observations = Reader(directory), []
+    reader, observations = DirectoryReader(directory), []
     try:
         while process.poll() is None:
             epochs = reader.epochs
@@ -81,7 +81,7 @@ def watch(command: list[str], directory: Path) -> list[dict[str, Any]]:
     return observations
 
 
-def _observe(pid: int, directory: Path, reader: Reader) -> dict[str, Any]:
+def _observe(pid: int, directory: Path, reader: DirectoryReader) -> dict[str, Any]:
     process = Path(f"/proc/{pid}")
     status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
     return {

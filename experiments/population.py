@@ -56,9 +56,9 @@ def print_results(results: Sequence[dict], title: str) -> None:
 def main(argv: list[str]) -> None:
     config_flag.refuse_arguments(argv)
     config = _CONFIG.value
-    members.check([config])
+    members.check_population([config])
     if _OUTPUT.value:
-        outputs.check("output", Path(_OUTPUT.value))
+        outputs.check_output("output", Path(_OUTPUT.value))
     members.use_all_cores()
     configs = [members.with_fields(config, {"seed": config.seed + i}) for i in range(_SEEDS.value)]
     population = members.Population(configs, members.Programs.load(config))

@@ -141,7 +141,7 @@ def write(place: Path) -> Path:
 
 
 def page(
-    record: directory.Record,
+    record: directory.StudyRecord,
     trials: Sequence[Trial],
     failed: Sequence[optuna.trial.FrozenTrial],
     notes: Sequence[str],

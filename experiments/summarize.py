@@ -29,7 +29,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return statistics.fmean(values), deviation, float(half)
 
 
-def spread(values: Iterable[float]) -> dict[str, Any]:
+def summary_stats(values: Iterable[float]) -> dict[str, Any]:
     """Values and what `mean_interval` gives of them, ready for JSON."""
     numbers = [float(value) for value in values]
     mean, deviation, half = map(none_if_nan, mean_interval(numbers))

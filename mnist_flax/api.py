@@ -38,7 +38,7 @@ def get_config(recipe: str, **overrides: Any) -> ConfigDict:
     """
     config = recipes.load(recipe)
     config_lib.override(config, overrides)
-    config_lib.check(config)
+    config_lib.check_config(config)
     return config
 
 
@@ -83,7 +83,7 @@ class Run:
     def __init__(self, trained: run_lib.Run, checkpoint: str | None = None):
         self._trained = trained
         self._checkpoint = checkpoint or trained.config.checkpoint.select
-        self._classifiers: dict[float | None, classifier.Reader] = {}  # by threshold
+        self._classifiers: dict[float | None, classifier.CalibratedClassifier] = {}  # by threshold
 
     def __repr__(self) -> str:
         return f"Run({str(self.directory)!r}, dataset={self.config.dataset!r})"
@@ -186,7 +186,7 @@ class Run:
         from mnist_flax.ocr import read_files
 
         if threshold not in self._classifiers:
-            self._classifiers[threshold] = classifier.load_reader(self._trained, threshold)
+            self._classifiers[threshold] = classifier.load_classifier(self._trained, threshold)
         ((item, reading),) = read_files.read_files([read_files.Item(str(file))], self._classifiers[threshold], layout)
         if reading is None:
             raise cli.UserError(item.error)

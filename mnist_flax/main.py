@@ -20,7 +20,7 @@ flags.declare_key_flag("config")
 def main(argv: list[str]) -> int:
     config_flag.refuse_arguments(argv)
     config = _CONFIG.value
-    config_lib.check(config)
+    config_lib.check_config(config)
     directory = Path(_WORKDIR.value or run_dir.new_directory(Path(config_flag.recipe_path()).stem))
     again = shlex.join(["python", "-m", "mnist_flax.main", *sys.argv[1:]])
     if not _WORKDIR.value:

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     items = read_files.image_names(argv[2:], listed)
     if directory:
         items = iter(read_files.make_apart(list(items), directory))  # all of them, before a copy is written
-    reader = classifier.load_reader(model_flags.load(argv[1]), threshold.FLAG.value)
+    reader = classifier.load_classifier(model_flags.load(argv[1]), threshold.FLAG.value)
     failed, taken = False, set[str]()
     for item, reading in read_files.read_files(items, reader, layout):
         if reading is None:

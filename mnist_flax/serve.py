@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
         from mnist_flax.serving import app, server
 
         devices.keep_compiled_programs()
-        reader = classifier.load_reader(model_flags.load(argv[1]), threshold.FLAG.value)
+        reader = classifier.load_classifier(model_flags.load(argv[1]), threshold.FLAG.value)
         limits = app.Limits(round(_MAX_MEGABYTES.value * 1e6), round(_MAX_MEGAPIXELS.value * 1e6))
         address = f"http://{listen.in_url(host)}:{listener.getsockname()[1]}"
         ready = f"serving {argv[1]} at {address} (Ctrl-C stops)"

@@ -107,7 +107,7 @@ def feed_flags(directory: Path) -> Feed:
                 _, arguments = config_flag.define_flag(["main", *(f"--config.{line}" for line in lines)])
             cli._parse_flags(arguments)
             config_flag.recipe_path()
-            config_lib.check(flags.FLAGS["config"].value)
+            config_lib.check_config(flags.FLAGS["config"].value)
         except SystemExit as error:
             assert error.code == 2
             raise cli.UserError(complaint.getvalue()) from error
@@ -294,7 +294,7 @@ def feed_web(directory: Path) -> Feed:
     return feed
 
 
-def untrained(directory: Path) -> classifier.Reader:
+def untrained(directory: Path) -> classifier.CalibratedClassifier:
     """A small network as it is before training, with the run directory that describes it."""
     from mnist_flax.data import datasets
     from mnist_flax.models import cnn
@@ -303,15 +303,15 @@ def untrained(directory: Path) -> classifier.Reader:
     config = config_lib.default_config()
     config.dataset, config.data_dir = "mnist", str(directory)
     config.model.channels, config.model.pool_sizes, config.model.dense = (4,), (2,), ()
-    config_lib.check(config)
+    config_lib.check_config(config)
     run_dir.write_json(directory / "config.json", {"config": config.to_dict()})
     run_dir.write_json(directory / "summary.json", SUMMARY)
     names = datasets.CLASS_NAMES[config.dataset]
     network = cnn.make_model(config.model, hyperparameters(config), len(names))
     state = init_state(config, len(names), 0)
     trained = Run(directory, config, network, state.variables(), names)
-    recognise = classifier.make_recogniser(make_logits(trained), 1.0)
-    return classifier.Reader(trained, recognise, 1.0, 0.5)
+    recognise = classifier.make_log_probabilities(make_logits(trained), 1.0)
+    return classifier.CalibratedClassifier(trained, recognise, 1.0, 0.5)
 
 
 async def ask(app: Any, method: str, path: str, query: str, kind: str, body: bytes) -> tuple[int, bytes]:

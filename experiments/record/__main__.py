@@ -36,7 +36,7 @@ def resolve(recipe: str, overrides: Sequence[str]) -> ConfigDict:
     config = holder.value
     for name in [name for name in flags.FLAGS if name.partition(".")[0] == "config"]:
         delattr(flags.FLAGS, name)  # or there could be no second one
-    config_lib.check(config)
+    config_lib.check_config(config)
     return config
 
 
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
         from mnist_flax.training.state import make_network
 
         config = configs[_RECIPE.value]
-        tta.look_again(make_network([config], 10), config, _VIEWS.value)  # refuses a recipe that moves no image
+        tta.make_tta(make_network([config], 10), config, _VIEWS.value)  # refuses a recipe that moves no image
     place = Path(_WORKDIR.value)
     recipe, reference = (
         [

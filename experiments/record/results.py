@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from mnist_flax.evaluation import metrics
 from mnist_flax.experiments.record.runs import Training
-from mnist_flax.experiments.summarize import spread
+from mnist_flax.experiments.summarize import summary_stats
 from mnist_flax.inference.run import load_run
 from mnist_flax.runtime import files, run_dir, terminal
 from mnist_flax.runtime.cli import RunError
@@ -50,8 +50,8 @@ def write(place: Path, recipe: Sequence[Training], reference: Sequence[Training]
     if views > 1:
         viewed, _ = _test_logits(recipe, views)
         found["views"] = views
-        found["views_accuracy"] = spread((viewed.argmax(-1) == labels).mean(1))
-        found["views_ensemble_accuracy"] = spread(metrics.ensemble_accuracies(viewed, labels, size))
+        found["views_accuracy"] = summary_stats((viewed.argmax(-1) == labels).mean(1))
+        found["views_ensemble_accuracy"] = summary_stats(metrics.ensemble_accuracies(viewed, labels, size))
     summaries = [_summary(training) for training in recipe]
     found["train_minutes"] = [summary["train_seconds"] / 60 for summary in summaries]
     found |= {"device": summaries[0]["device"], "dataset": summaries[0]["dataset"], "test_examples": len(labels)}
@@ -89,13 +89,13 @@ def score(
         metrics.ensemble_logits(each[:size]).argmax(-1) == labels for each in (logits, reference_logits)
     )
     return {
-        "accuracy": spread(accuracies),
-        "reference_accuracy": spread(reference_accuracies),
-        "difference": spread(accuracies - reference_accuracies),
+        "accuracy": summary_stats(accuracies),
+        "reference_accuracy": summary_stats(reference_accuracies),
+        "difference": summary_stats(accuracies - reference_accuracies),
         "tests": [mcnemar(*pair) for pair in zip(correct, reference_correct, strict=True)],
         "ensemble_size": size,
-        "ensemble_accuracy": spread(metrics.ensemble_accuracies(logits, labels, size)),
-        "reference_ensemble_accuracy": spread(metrics.ensemble_accuracies(reference_logits, labels, size)),
+        "ensemble_accuracy": summary_stats(metrics.ensemble_accuracies(logits, labels, size)),
+        "reference_ensemble_accuracy": summary_stats(metrics.ensemble_accuracies(reference_logits, labels, size)),
         "ensemble_test": mcnemar(first, reference_first),
     }
 
@@ -158,7 +158,7 @@ def _test_logits(
     test = datasets.load(run_dir.read_config(trainings[0].directory)).test
     for training in trainings:
         trained = load_run(training.directory)
-        model = tta.look_again(trained.model, trained.config, copies) if copies > 1 else trained.model
+        model = tta.make_tta(trained.model, trained.config, copies) if copies > 1 else trained.model
         logits.append(scoring.make_logits(model, trained.config.eval_batch_size)(trained.variables, test))
     return np.stack(logits), test.labels
 

@@ -10,7 +10,7 @@ import optuna
 from ml_collections import ConfigDict
 
 from mnist_flax.experiments.research import directory, members, outputs, space, storage, worker
-from mnist_flax.experiments.summarize import spread
+from mnist_flax.experiments.summarize import summary_stats
 from mnist_flax.runtime import cli, files, run_dir, terminal
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.runtime.cli import UserError
@@ -137,7 +137,7 @@ def compare(
     for place, name in enumerate(("test_accuracy", "objective_value")):
         columns = {role: [scores[seed][place] for seed in pairs] for role, scores in found.items()}
         columns["difference"] = [a - b for a, b in zip(columns["winner"], columns["baseline"], strict=True)]
-        results[name] = {role: spread(values) for role, values in columns.items()}
+        results[name] = {role: summary_stats(values) for role, values in columns.items()}
     return results
 
 

@@ -23,7 +23,7 @@ _OURS = {
 _UNSOUND = (KeyError, TypeError, ValueError, AttributeError)
 
 
-class Record(NamedTuple):
+class StudyRecord(NamedTuple):
     """What a study directory says of its study."""
 
     name: str
@@ -33,7 +33,7 @@ class Record(NamedTuple):
     scales: dict[str, dict]  # of each range of the space: kind, low, high, log, values
 
 
-def prepare(place: Path, definition: space.Definition, url: str | None) -> Record:
+def prepare(place: Path, definition: space.Definition, url: str | None) -> StudyRecord:
     """Writes what is not there yet, and reads the rest.
 
     Raises:
@@ -66,7 +66,7 @@ def prepare(place: Path, definition: space.Definition, url: str | None) -> Recor
     return record._replace(storage=url or record.storage)
 
 
-def read(place: Path) -> Record:
+def read(place: Path) -> StudyRecord:
     """Raises UserError if there is no study, or it was damaged."""
     if not (place / "study.json").exists():
         raise UserError(f"{place} is no study directory: it has no study.json")
@@ -78,12 +78,12 @@ def read(place: Path) -> Record:
         raise UserError(f"{place / 'study.json'} was damaged or is from another version") from error
 
 
-def _parse(details: Any, config: ConfigDict, place: Path) -> Record:
+def _parse(details: Any, config: ConfigDict, place: Path) -> StudyRecord:
     """The record that study.json holds; raises one of _UNSOUND if it holds none."""
     plan = space.Plan(**{**details["plan"], "scientific": tuple(details["plan"]["scientific"])})
     name, url, scales = details["name"], details["storage"], dict(details["space"])
     _check(name, url, plan, scales, set(config_lib.flatten(config)))
-    return Record(name, storage.default_url(place) if url is None else url, config, plan, scales)
+    return StudyRecord(name, storage.default_url(place) if url is None else url, config, plan, scales)
 
 
 def _check(name: Any, url: Any, plan: space.Plan, scales: Mapping[str, Any], fields: set[str]) -> None:
@@ -143,7 +143,7 @@ def read_confirmation(place: Path) -> dict[str, Any] | None:
     return found
 
 
-def open_study(record: Record, database: optuna.storages.RDBStorage) -> optuna.Study:
+def open_study(record: StudyRecord, database: optuna.storages.RDBStorage) -> optuna.Study:
     """Raises UserError if the storage has no such study."""
     try:
         return optuna.load_study(study_name=record.name, storage=database)

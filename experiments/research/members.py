@@ -54,14 +54,14 @@ class Record(NamedTuple):
     accuracy: float
 
 
-def check(configs: Sequence[ConfigDict]) -> None:
+def check_population(configs: Sequence[ConfigDict]) -> None:
     """Refuses configs that cannot be one population.
 
     Raises:
       UserError: a config that training would refuse, fields that all members must share, or an early stop.
     """
     for config in configs:
-        config_lib.check(config)
+        config_lib.check_config(config)
         if config.checkpoint.select != "last" or config.patience or config.target_accuracy:
             raise cli.UserError(
                 "a population trains every member to its end: leave config.checkpoint.select=last, "
@@ -330,7 +330,7 @@ class Population:
         Raises:
           UserError: the configs cannot be one population.
         """
-        check(configs)
+        check_population(configs)
         self.members = [make_member(config, programs.splits) for config in configs]
         self.records: list[list[Record]] = [[] for _ in configs]
         self._steps = np.zeros(len(configs), np.int64)

@@ -8,7 +8,7 @@ from pathlib import Path
 from mnist_flax.runtime.cli import UserError
 
 
-def check(flag: str, path: Path) -> None:
+def check_output(flag: str, path: Path) -> None:
     """Raises UserError unless a file can be written at `path`, which `--flag` named."""
     if path.is_dir():
         raise UserError(f"--{flag}={path} cannot be written: it is a directory")
@@ -31,7 +31,7 @@ def check_directory(flag: str, directory: Path, *names: str) -> list[Path]:
         raise UserError(f"--{flag}={directory} cannot be made ({error.strerror}): choose another place") from error
     paths = [directory / name for name in names]
     for path in paths:
-        check(flag, path)
+        check_output(flag, path)
     return paths
 
 

@@ -141,7 +141,7 @@ class Definition:
             self.derive(config)
         except Exception as error:  # `derive` is the user's
             raise UserError(f"a trial's config cannot be made: {cli.reason(error)}") from error
-        members.check([self.config, config])
+        members.check_population([self.config, config])
         return config
 
     def identity(self) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def define(module: Any, config: ConfigDict, repeats: int | None = None) -> Defin
     Raises:
       UserError: there is no space, or one that no trial could come from.
     """
-    members.check([config])
+    members.check_population([config])
     if config.validation_examples == 0:
         raise UserError("a study compares trials on validation data: set config.validation_examples")
     if hasattr(module, "search_space") == hasattr(module, "sweep"):

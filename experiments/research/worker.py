@@ -71,14 +71,14 @@ def objective(plan: space.Plan, records: Sequence[members.Record]) -> float:
     that it is worse than all that did and still comparable.
     """
     if plan.objective != "epochs_to_target":
-        return standing(plan, records)
+        return pruning_score(plan, records)
     for record in records:
         if record.accuracy >= plan.target:
             return record.epoch
     return records[-1].epoch * (1 + 100 * (plan.target - max(record.accuracy for record in records)))
 
 
-def standing(plan: space.Plan, records: Sequence[members.Record]) -> float:
+def pruning_score(plan: space.Plan, records: Sequence[members.Record]) -> float:
     """What trials are compared by before their end."""
     return records[-1].loss if plan.objective == "validation_loss" else 1 - records[-1].accuracy
 
@@ -224,7 +224,7 @@ class Worker:
                 self._tell(batch[i], histories(i), None)
             active &= ~diverged.any(axis=1)
             if point in ends and active.sum() > 1:
-                ranked = sorted(_numbers(active), key=lambda i: _mean(standing, plan, histories(i)))
+                ranked = sorted(_numbers(active), key=lambda i: _mean(pruning_score, plan, histories(i)))
                 for i in ranked[math.ceil(len(ranked) / 2) :]:
                     batch[i].set_user_attr("stopped_at", point / points)
                     self._tell(batch[i], histories(i), None)
@@ -242,7 +242,7 @@ class Worker:
         curve = np.mean(histories, axis=0)  # over its seeds
         trial.set_user_attr("curve", [[float(f"{number:.6g}") for number in record] for record in curve])
         if value is None:
-            last = _mean(standing, self._definition.plan, histories)
+            last = _mean(pruning_score, self._definition.plan, histories)
             if math.isfinite(last):
                 trial.report(last, len(curve))  # what TPE ranks it by
             self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Int32, UInt8
 from ml_collections import ConfigDict
 
 from mnist_flax.data import datasets
-from mnist_flax.runtime.devices import BATCHES, put
+from mnist_flax.runtime.devices import BATCH_SHARDED, put
 
 
 class Block(NamedTuple):
@@ -59,7 +59,7 @@ def _device_feed(config: ConfigDict, splits: datasets.Splits, mesh: Mesh) -> Fee
         epoch, start = divmod(step, steps_per_epoch)
         if current is None or current[0] != epoch:
             order = following[1].result() if following and following[0] == epoch else draw(epoch)
-            current = epoch, put(order, mesh, BATCHES)
+            current = epoch, put(order, mesh, BATCH_SHARDED)
             following = epoch + 1, thread.submit(draw, epoch + 1)
         return Block(images, labels, current[1], start, min(start + limit, steps_per_epoch))
 
@@ -68,14 +68,14 @@ def _device_feed(config: ConfigDict, splits: datasets.Splits, mesh: Mesh) -> Fee
 
 def _stream_feed(config: ConfigDict, splits: datasets.Splits, mesh: Mesh, first_step: int) -> Feed:
     """Blocks of batches that Grain reads ahead, each process its own columns."""
-    sharding = NamedSharding(mesh, BATCHES)
+    sharding = NamedSharding(mesh, BATCH_SHARDED)
     blocks: Iterator = datasets.stream(
         config, splits.train_indices, first_step, _STREAM_STEPS, jax.process_index(), jax.process_count()
     )
     # Where a device finds row i of its share of a block: the share is laid out as [steps, batch / devices].
     share = config.batch_size // mesh.size
     rows = np.arange(_STREAM_STEPS)[:, None] * share + np.arange(config.batch_size)[None, :] % share
-    order = put(rows.astype(np.int32), mesh, BATCHES)
+    order = put(rows.astype(np.int32), mesh, BATCH_SHARDED)
 
     def feed(step: int, limit: int):
         images, labels = next(blocks)

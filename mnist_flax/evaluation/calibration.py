@@ -28,7 +28,7 @@ def fit_temperature(logits: metrics.Logits, labels: metrics.Labels) -> float:
 
     Raises ValueError for logits and labels that do not match, or none.
     """
-    metrics.check(logits, labels)
+    metrics.check_logits(logits, labels)
     from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:

@@ -22,7 +22,7 @@ def evaluate_logits(logits: Logits, labels: Labels) -> dict[str, Any]:
     `reliability` bin. Raises ValueError for no example, shapes that do not match, a label out of range or a
     logit that is not finite.
     """
-    check(logits, labels)
+    check_logits(logits, labels)
     confusion = confusion_matrix(logits, labels)
     examples, correct = len(labels), int(np.trace(confusion))
     precision, recall = precision_and_recall(confusion)
@@ -56,7 +56,7 @@ def evaluate_calibration(logits: Logits, labels: Labels) -> dict[str, Any]:
     }
 
 
-def check(logits: Logits, labels: Labels) -> None:
+def check_logits(logits: Logits, labels: Labels) -> None:
     """Raises ValueError, with the reason, for logits and labels that no metric can be computed from."""
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(f"logits {logits.shape} and labels {labels.shape} do not match")
@@ -104,13 +104,13 @@ def ensemble_accuracies(
     would be too small.
 
     Raises:
-      ValueError: `size` is not from 1 to the number of runs, or see `check`.
+      ValueError: `size` is not from 1 to the number of runs, or see `check_logits`.
     """
     if not 1 <= size <= len(logits):
         raise ValueError(f"there are no ensembles of {size} in {len(logits)} runs")
     ensembles = [ensemble_logits(logits[i : i + size]) for i in range(0, len(logits) - size + 1, size)]
     for each in ensembles:
-        check(each, labels)
+        check_logits(each, labels)
     return np.array([(each.argmax(axis=1) == labels).mean() for each in ensembles])
 
 
@@ -174,7 +174,7 @@ def risk_coverage(logits: Logits, labels: Labels) -> Float[np.ndarray, " example
     Geifman and El-Yaniv 2017; its mean is the area under the curve of risk against coverage. Examples of equal
     confidence count as their mean, in whatever order they come.
     """
-    check(logits, labels)
+    check_logits(logits, labels)
     log_probabilities = log_softmax(logits)
     _, ties = np.unique(-log_probabilities.max(axis=1), return_inverse=True)
     wrong = log_probabilities.argmax(axis=1) != labels

@@ -20,19 +20,19 @@ DIGITS = tuple("0123456789")
 DEFAULT_THRESHOLD = 0.9  # where a run cannot be calibrated
 
 Images = UInt8[np.ndarray, "digits 28 28"]
-Recogniser = Callable[[Images], Float[np.ndarray, "digits classes"]]
+Classify = Callable[[Images], Float[np.ndarray, "digits classes"]]
 
 
-class Reader(NamedTuple):
+class CalibratedClassifier(NamedTuple):
     """A run that is ready to read digits."""
 
     run: Run
-    recogniser: Recogniser  # calibrated log probabilities
+    log_probabilities: Classify  # calibrated
     temperature: float  # that they were calibrated with
     threshold: float  # least probability of an answer
 
 
-def load_reader(trained: Run, threshold: float | None = None) -> Reader:
+def load_classifier(trained: Run, threshold: float | None = None) -> CalibratedClassifier:
     """A run's model, with the threshold of its answers from calibration unless one is given.
 
     Says so in a line on standard error where the run cannot be calibrated and no `threshold` is given.
@@ -60,11 +60,13 @@ def load_reader(trained: Run, threshold: float | None = None) -> Reader:
                 file=sys.stderr,
             )
         fitted = Calibration(1.0, DEFAULT_THRESHOLD)
-    recogniser = make_recogniser(logits, fitted.temperature)
-    return Reader(trained, recogniser, fitted.temperature, fitted.threshold if threshold is None else threshold)
+    calibrated = make_log_probabilities(logits, fitted.temperature)
+    return CalibratedClassifier(
+        trained, calibrated, fitted.temperature, fitted.threshold if threshold is None else threshold
+    )
 
 
-def make_recogniser(logits: Recogniser, temperature: float) -> Recogniser:
+def make_log_probabilities(logits: Classify, temperature: float) -> Classify:
     """Calibrated log probabilities, in float64."""
     return lambda images: metrics.log_softmax(logits(images) / temperature)
 
@@ -79,7 +81,7 @@ def check_reads_digits(run: Run) -> None:
 
 
 @pinned()
-def load_calibration(run: Run, logits: Recogniser) -> Calibration | None:
+def load_calibration(run: Run, logits: Classify) -> Calibration | None:
     """Temperature and threshold of a run's model, from its validation examples.
 
     They are kept in the run directory as calibration.json, with a digest of the parameters that they belong to, and

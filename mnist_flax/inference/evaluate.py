@@ -39,7 +39,7 @@ def evaluate(trained: Run, split: str, checkpoint: str, views: int = 1) -> dict[
       UserError: the run has no such examples, the dataset cannot be used, or views move nothing.
     """
     examples = load_split(trained, split)
-    model = trained.model if views == 1 else tta.look_again(trained.model, trained.config, views)
+    model = trained.model if views == 1 else tta.make_tta(trained.model, trained.config, views)
     logits = scoring.make_logits(model, trained.config.eval_batch_size)(trained.variables, examples)
     which = {"dataset": trained.config.dataset, "split": split, "checkpoint": checkpoint}
     return which | metrics.evaluate_logits(logits, examples.labels)

@@ -48,7 +48,7 @@ def make_explain(run: Run, temperature: float) -> Callable[[UInt8[np.ndarray, "2
 
     @jax.jit
     def compiled(variables, pixels, target):
-        image = cnn.normalize(pixels)
+        image = cnn.scale_pixels(pixels)
         gradient = jax.grad(lambda image: log_odds(variables, image[None], target)[0])(image)
         variants = jnp.concatenate([image[None], image * ~patches])
         odds = log_odds(variables, variants, target)

@@ -242,7 +242,7 @@ def _probabilities(network: Any, variables: Mapping[str, Any]) -> Callable:
     from mnist_flax.models import cnn
 
     def probabilities(images):
-        logits = network.apply(variables, cnn.normalize(images)[..., None])
+        logits = network.apply(variables, cnn.scale_pixels(images)[..., None])
         return jax.nn.softmax(logits.astype(jnp.float32))
 
     return probabilities
@@ -298,7 +298,7 @@ def compare(exported: Predict, reference: Predict, split, batch_size: int) -> Co
     return Comparison(len(ours), accuracy, flax_accuracy, difference if np.isfinite(ours).all() else float("inf"))
 
 
-def check(comparison: Comparison, kind: Format) -> None:
+def check_parity(comparison: Comparison, kind: Format) -> None:
     """Raises RunError for an export that does not do what the Flax model does."""
     difference, loss = comparison.largest_difference, comparison.flax_accuracy - comparison.accuracy
     if difference > kind.largest_difference or loss > kind.largest_loss:
@@ -370,7 +370,7 @@ def export(trained: Run, splits, name: str, path: Path) -> Export:
         network = None if cnn.is_built_in(trained.model) else trained.model
         models = {name: kind.load(draft, network), "Flax": flax_predict(trained.model, trained.variables)}
         comparison = compare(models[name], models["Flax"], splits.test, trained.config.eval_batch_size)
-        check(comparison, kind)
+        check_parity(comparison, kind)
         timings = {
             batch: latencies(models, np.resize(splits.test.images, (batch, 28, 28)), repeats)
             for batch, repeats in LATENCY_BATCHES.items()

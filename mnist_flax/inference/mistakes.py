@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from mnist_flax.evaluation import calibration
-from mnist_flax.inference.classifier import Reader, splits_at_hand
+from mnist_flax.inference.classifier import CalibratedClassifier, splits_at_hand
 
 
 class Mistake(NamedTuple):
@@ -23,7 +23,7 @@ class Mistakes(NamedTuple):
     doubtful: int  # mistakes whose answer is "?"
 
 
-def find_mistakes(reader: Reader) -> Mistakes | None:
+def find_mistakes(reader: CalibratedClassifier) -> Mistakes | None:
     """Every test example whose likeliest class is not its label; None if the dataset is not at hand.
 
     Raises UserError if the dataset is damaged.
@@ -32,7 +32,7 @@ def find_mistakes(reader: Reader) -> Mistakes | None:
     if splits is None:
         return None
     images, labels = splits.test
-    scores = reader.recogniser(images)
+    scores = reader.log_probabilities(images)
     likeliest, answered = calibration.answers(scores, reader.threshold)
     wrong = np.flatnonzero(likeliest != labels)
     surest_first = wrong[np.argsort(-scores[wrong].max(axis=1), kind="stable")]

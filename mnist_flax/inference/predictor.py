@@ -76,7 +76,7 @@ def make_features(run: Run) -> Callable[[Images], dict[str, Float[np.ndarray, "n
 
 
 def _scaled(images):
-    return (cnn.normalize(images) if images.dtype == np.uint8 else images)[..., None]
+    return (cnn.scale_pixels(images) if images.dtype == np.uint8 else images)[..., None]
 
 
 def _padded(images: np.ndarray) -> np.ndarray:

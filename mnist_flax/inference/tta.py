@@ -15,7 +15,7 @@ from mnist_flax.runtime import cli
 from mnist_flax.training.augment import MOVES, augment
 
 
-class Views(NamedTuple):
+class TestTimeAugmentation(NamedTuple):
     """Answers with the mean of a network's class probabilities over moved copies (Krizhevsky et al. 2012, section 4.1).
 
     All images are moved alike in a view, so that what an image is read as depends on no other.
@@ -41,7 +41,7 @@ class Views(NamedTuple):
         return total - jnp.log(self.copies)
 
 
-def look_again(network: CNN | Ensemble, config: ConfigDict, copies: int) -> Views:
+def make_tta(network: CNN | Ensemble, config: ConfigDict, copies: int) -> TestTimeAugmentation:
     """`copies` views, moved by `augment.final_scale` of what the network was trained with, as a gentle end is.
 
     Raises:
@@ -54,4 +54,4 @@ def look_again(network: CNN | Ensemble, config: ConfigDict, copies: int) -> View
             "views are moved by config.augment.final_scale of what training did, which is nothing in this run: "
             "leave them out"
         )
-    return Views(network, strength, copies)
+    return TestTimeAugmentation(network, strength, copies)

@@ -127,7 +127,7 @@ class BatchNorm(nn.Module):
         variance = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         epsilon = nn.BatchNorm.epsilon
         if not train:
-            return conv.normalize(x, mean.value, variance.value, scale, bias, epsilon, impl=self.impl)
+            return conv.batch_norm_inference(x, mean.value, variance.value, scale, bias, epsilon, impl=self.impl)
         x, *now = conv.batch_norm(x, scale, bias, epsilon, batch_axis=self.batch_axis, impl=self.impl)
         for average, value in zip((mean, variance), now, strict=True):
             average.value = self.momentum * average.value + (1 - self.momentum) * value
@@ -218,7 +218,7 @@ def make_model(config: ConfigDict, hyper: Mapping[str, Any], num_classes: int, b
     )
 
 
-def normalize(images: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
+def scale_pixels(images: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Pixels 0..255 as float32 in [0, 1]: the form the network takes."""
     return images.astype(jnp.float32) / 255
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from mnist_flax.inference.classifier import Recogniser
+from mnist_flax.inference.classifier import Classify
 from mnist_flax.ocr import binarize as ink_lib
 from mnist_flax.ocr import reading_order as layout_lib
 from mnist_flax.ocr import ruled_lines, segment
@@ -77,16 +77,16 @@ def require_packages() -> None:
         raise UserError(f"{error.name} is not installed: pip install 'mnist_flax[predict]'") from error
 
 
-def read(pictures: Sequence[Grey], layout: str, recogniser: Recogniser, threshold: float) -> list[Reading]:
-    """Reads pictures; all their digits go through the recogniser at once.
+def read(pictures: Sequence[Grey], layout: str, classifier: Classify, threshold: float) -> list[Reading]:
+    """Reads pictures; all their digits go through the classifier at once.
 
     Args:
       pictures: grey levels, 0 black to 1 white, as `decode.load` gives them.
       layout: `digit` (each picture is one digit), `line` (one line of numbers) or `page`.
-      recogniser: log probabilities of digits in MNIST's form.
+      classifier: log probabilities of digits in MNIST's form.
       threshold: least probability of an answer; below, the answer is "?".
     """
-    return recognise([find(picture, layout) for picture in pictures], recogniser, threshold)
+    return recognise([find(picture, layout) for picture in pictures], classifier, threshold)
 
 
 def find(picture: Grey, layout: str) -> Sheet:
@@ -124,12 +124,12 @@ def find(picture: Grey, layout: str) -> Sheet:
     return Sheet(tuple(map(tuple, lattices)), height, separators, to_picture)
 
 
-def recognise(sheets: Sequence[Sheet], recogniser: Recogniser, threshold: float) -> list[Reading]:
-    """Reads sheets; all their spans go through the recogniser at once."""
+def recognise(sheets: Sequence[Sheet], classifier: Classify, threshold: float) -> list[Reading]:
+    """Reads sheets; all their spans go through the classifier at once."""
     spans = [span for sheet in sheets for lattice in sheet.lattices for span in lattice]
     if not spans:
         return [Reading(()) for _ in sheets]
-    scores = iter(recogniser(np.stack([span.image for span in spans])))
+    scores = iter(classifier(np.stack([span.image for span in spans])))
     return [
         Reading(_lines(sheet, [np.stack([next(scores) for _ in lattice]) for lattice in sheet.lattices], threshold))
         for sheet in sheets

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mnist_flax.inference.classifier import Reader as CalibratedClassifier
+from mnist_flax.inference.classifier import CalibratedClassifier as CalibratedClassifier
 from mnist_flax.ocr import annotate, decode, page_reader
 from mnist_flax.ocr.decode import EXTENSIONS
 from mnist_flax.ocr.page_reader import Layout
@@ -125,7 +125,7 @@ def read_files(
     """Gives each image with its reading, or None on an error; as many are read together as fill a batch."""
     for batch in _batches(_find(item, layout) for item in items):
         sheets = [item.sheet for item in batch if item.sheet]
-        readings = iter(page_reader.recognise(sheets, classifier.recogniser, classifier.threshold))
+        readings = iter(page_reader.recognise(sheets, classifier.log_probabilities, classifier.threshold))
         for item in batch:
             yield item, next(readings) if item.sheet else None
 

@@ -1,7 +1,7 @@
 """Finding digits in ink: marks, what may be one digit, and where touching digits may be cut.
 
 What is doubtful is not decided here: a line of marks becomes a lattice of spans, each of which may be a digit, and
-the recogniser chooses the path (LeCun et al. 1998, section V: heuristic over-segmentation).
+the classifier chooses the path (LeCun et al. 1998, section V: heuristic over-segmentation).
 """
 
 import itertools
@@ -26,7 +26,7 @@ MOST_PARTS = 4  # of one digit
 MOST_CROSSED = 2.2  # strokes that a cut may cross
 
 # What a reading of a line costs, in nats; found on training digits, single and touching.
-DOUBT = 6.0  # a nat of the recogniser's
+DOUBT = 6.0  # a nat of the classifier's
 CUT, JOIN = 0.25, 2.0  # a stroke that is cut, a mark that is joined to another
 WIDE, LOW = 12.0, 8.0  # the square of a height too wide, a height too low
 
@@ -261,7 +261,7 @@ def _form(ink: Ink, atoms: list, box: Box) -> UInt8[np.ndarray, "28 28"]:
 
 
 def penalty(span: Span, height: float) -> float:
-    """Nats that speak against a span's being one digit, whatever the recogniser says: its shape, cuts and joins.
+    """Nats that speak against a span's being one digit, whatever the classifier says: its shape, cuts and joins.
 
     Digits are seldom wider than high or much lower than their neighbours.
     """
@@ -272,7 +272,7 @@ def penalty(span: Span, height: float) -> float:
 
 
 def best_path(spans: Sequence[Span], log_probabilities: Float[np.ndarray, " spans"], height: float) -> list[int]:
-    """Indices of the spans that read a line best (Viterbi): least doubt of the recogniser, least `penalty`.
+    """Indices of the spans that read a line best (Viterbi): least doubt of the classifier, least `penalty`.
 
     `log_probabilities` are of each span's likeliest digit, and `height` is of a digit.
     """

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mnist_flax.ops.xla_cpu import apart, as_bits, as_numbers, widened
+from mnist_flax.ops.xla_cpu import as_bits, as_numbers, materialize, widened
 
 BatchMinor = Float[Array, "channels height width batch"]
 Channels = Float[Array, " channels"]
@@ -35,7 +35,7 @@ def _sums(function: Callable[..., Sequence[Array]], *arrays: BatchMinor) -> Floa
         rows = [function(*(array[:, i, :, None] for array in arrays)) for i in range(arrays[0].shape[1])]
         return sum(jnp.concatenate(numbers, 2) for numbers in rows)  # side by side: in the cache since the first one
 
-    return apart(added_rows, *arrays).sum((1, 3)).T
+    return materialize(added_rows, *arrays).sum((1, 3)).T
 
 
 def _mean_over_devices(values: Array, batch_axis: str | None) -> Array:
@@ -78,7 +78,7 @@ def _batch_norm_bwd(epsilon, batch_axis, residuals, gradients):
         d_x = widened(d) - _per_channel(mean_d) - normalised(x) * _per_channel(mean_dx)
         return as_bits((d_x * _per_channel(scale * factor)).astype(gradients[0].dtype))
 
-    return as_numbers(apart(to_x, d, bits), x.dtype), d_scale, d_bias
+    return as_numbers(materialize(to_x, d, bits), x.dtype), d_scale, d_bias
 
 
 batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)

@@ -108,11 +108,11 @@ def batch_norm(
     means = wide.mean((0, 1, 2)), (wide**2).mean((0, 1, 2))
     mean, square = means if batch_axis is None else lax.pmean(means, batch_axis)
     variance = jnp.maximum(square - mean**2, 0)
-    y = normalize(x, mean, variance, scale, bias, epsilon, impl=impl)
+    y = batch_norm_inference(x, mean, variance, scale, bias, epsilon, impl=impl)
     return y, *lax.stop_gradient((mean, variance))
 
 
-def normalize(
+def batch_norm_inference(
     x: Activations,
     mean: Channels,
     variance: Channels,

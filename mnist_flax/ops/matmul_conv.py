@@ -24,7 +24,7 @@ in a loop, so that what is written, multiplied and read back stays within the pr
 window was the largest, or p p where relu stopped it. Patches are made again.
 
 *bfloat16* runs on the processor's bfloat16 units only as a b or a b^T of row-major operands accumulated in
-float32. XLA folds transposes into products, which makes other forms; `apart` prevents that.
+float32. XLA folds transposes into products, which makes other forms; `materialize` prevents that.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ from jax import lax
 from jaxtyping import Array, Float, UInt8
 
 from mnist_flax.ops.pooling import into_windows, largest_of, window_elements
-from mnist_flax.ops.xla_cpu import apart, as_bits, as_numbers
+from mnist_flax.ops.xla_cpu import as_bits, as_numbers, materialize
 
 Matrix = Float[Array, "in out"]
 Kernel = Float[Array, "kernel_height kernel_width in_channels out_channels"]
@@ -53,14 +53,14 @@ def _fast(a: Float[Array, "m n"], dtype: Any = None) -> Float[Array, "m n"]:
     dtype = dtype or a.dtype
     if dtype != jnp.bfloat16:
         return a.astype(dtype)
-    return apart(lambda a: as_numbers(as_bits(a.astype(dtype)).reshape(-1), dtype), a).reshape(a.shape)
+    return materialize(lambda a: as_numbers(as_bits(a.astype(dtype)).reshape(-1), dtype), a).reshape(a.shape)
 
 
 def _fast_transposed(a: Float[Array, "m n"]) -> Float[Array, "n m"]:
     """The transpose of an operand, likewise: a branch that returns a vector has no choice of its layout."""
     if a.dtype != jnp.bfloat16:
         return a.T
-    return apart(lambda a: as_numbers(as_bits(a).T.reshape(-1), a.dtype), a).reshape(a.shape[::-1])
+    return materialize(lambda a: as_numbers(as_bits(a).T.reshape(-1), a.dtype), a).reshape(a.shape[::-1])
 
 
 def _product(a: Float[Array, "m k"], b: Float[Array, "k n"]) -> Float[Array, "m n"]:
@@ -223,7 +223,7 @@ def _columns(plan: _Plan, x: Array, start: tuple[Any, Any], dtype: Any) -> Batch
     def gathered(x, corners):
         return as_numbers(lax.gather(x, corners, dimensions, sizes, mode="promise_in_bounds"), dtype)
 
-    return apart(gathered, x, corners).reshape(-1, *sizes[3:])
+    return materialize(gathered, x, corners).reshape(-1, *sizes[3:])
 
 
 def _pooled(plan: _Plan, pair: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -308,7 +308,7 @@ def _convolution_bwd(layer, residuals, gradient):
     def body(start, carry):
         d_matrix, d_rows = carry
         columns = _columns(plan, rows, start, x.dtype)
-        d_y = as_numbers(apart(partial(_tile_gradient, plan, start), *d_output), x.dtype).reshape(outputs, -1)
+        d_y = as_numbers(materialize(partial(_tile_gradient, plan, start), *d_output), x.dtype).reshape(outputs, -1)
         c = columns.reshape(taps, -1)
         d_matrix += _product_with_transposed(*((d_y, c) if swap else (c, d_y)))
         d_columns = _product(matrix, d_y).reshape(columns.shape)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from mnist_flax.ops.xla_cpu import apart, as_bits, as_numbers, widened
+from mnist_flax.ops.xla_cpu import as_bits, as_numbers, materialize, widened
 
 Activations = Float[Array, "a height width b"]  # any layout that has rows and columns in the middle
 
@@ -65,7 +65,7 @@ def _relu_max_pool_fwd(size, x):
 
 
 def _relu_max_pool_bwd(size, index, gradient):
-    d_x = apart(lambda gradient, index: into_windows(gradient, index, size), as_bits(gradient), index)
+    d_x = materialize(lambda gradient, index: into_windows(gradient, index, size), as_bits(gradient), index)
     return (as_numbers(d_x, gradient.dtype),)
 
 

@@ -47,7 +47,7 @@ def widened(bits: Array) -> Float[Array, "..."]:
     return lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)
 
 
-def apart(function: Callable[..., Array], *operands: Array) -> Array:
+def materialize(function: Callable[..., Array], *operands: Array) -> Array:
     """`function(*operands)` as an array of its own, never computed again or folded into what uses it.
 
     XLA neither moves operations out of a branch nor knows that this one is always taken (half an integer is

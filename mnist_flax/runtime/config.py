@@ -121,7 +121,7 @@ def override(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
             raise UserError(f"config.{key}={value!r}: {cli.reason(error)}") from error
 
 
-def check(config: ConfigDict) -> None:
+def check_config(config: ConfigDict) -> None:
     """Refuses a config that training could not run, with one line.
 
     Raises:
@@ -263,7 +263,7 @@ def recorded(fields: Mapping) -> ConfigDict:
         config.unlock()
         config.update_from_flattened_dict(values)
         config.lock()
-        check(config)
+        check_config(config)
     except (TypeError, ValueError, AttributeError, KeyError, OverflowError, RecursionError) as error:
         raise UserError(cli.reason(error)) from error
     return config

@@ -22,8 +22,8 @@ from mnist_flax.runtime.cli import UserError, reason
 
 # The one rule of what lies where: batches are split over the mesh, everything else is on every device.
 BATCH_AXIS = "data"
-EVERYWHERE = P()
-BATCHES = P(None, BATCH_AXIS)  # of arrays [steps, batch, ...]
+REPLICATED = P()
+BATCH_SHARDED = P(None, BATCH_AXIS)  # of arrays [steps, batch, ...]
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
@@ -70,7 +70,7 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
 
 
 @settings.pinned()
-def put(tree: Any, mesh: Mesh, spec: P = EVERYWHERE) -> Any:
+def put(tree: Any, mesh: Mesh, spec: P = REPLICATED) -> Any:
     """Arrays that this process holds whole, like every other, on the devices as `spec` says."""
     sharding = NamedSharding(mesh, spec)
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), tree)

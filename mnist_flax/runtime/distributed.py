@@ -105,7 +105,7 @@ def _join(workdir: str | None) -> bool:
     _condense_fatal_errors()
     import jax
 
-    # Its handler would take SIGTERM from ours; `Vote` has all processes stop at the same step.
+    # Its handler would take SIGTERM from ours; `StopConsensus` has all processes stop at the same step.
     jax.config.update("jax_enable_preemption_service", False)
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own could not act while the call below waits
     try:
@@ -159,7 +159,7 @@ def _is_loss(error: BaseException) -> bool:
     return any(word in str(error) for word in ("Gloo", "NCCL", "coordination", "UNAVAILABLE", "remote task"))
 
 
-class Vote:
+class StopConsensus:
     """What all processes do next: each says what it would, and all get the same answer, a call later.
 
     By then the vote is counted, so nobody waits. A process alone has its way at once.
@@ -170,10 +170,10 @@ class Vote:
         import jax.numpy as jnp
         from jax.sharding import NamedSharding
 
-        from mnist_flax.runtime.devices import BATCH_AXIS, EVERYWHERE
+        from mnist_flax.runtime.devices import BATCH_AXIS, REPLICATED
 
         self._ballot = NamedSharding(mesh, jax.sharding.PartitionSpec(BATCH_AXIS))
-        self._count = jax.jit(lambda votes: jnp.max(votes, 0), out_shardings=NamedSharding(mesh, EVERYWHERE))
+        self._count = jax.jit(lambda votes: jnp.max(votes, 0), out_shardings=NamedSharding(mesh, REPLICATED))
         self._last: Any = None
 
     def __call__(self, stop: bool, steps: int) -> tuple[bool, int]:

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mnist_flax.data import prepare
 from mnist_flax.inference import explain, mistakes
-from mnist_flax.inference.classifier import Reader
+from mnist_flax.inference.classifier import CalibratedClassifier
 from mnist_flax.inference.predictor import BATCH_SIZES
 from mnist_flax.ocr import decode, page_reader
 from mnist_flax.runtime import cli, run_dir
@@ -53,7 +53,7 @@ class Limits(NamedTuple):
 
 
 @dataclass
-class Room:
+class UploadBudget:
     """Bytes that bodies of requests may still take."""
 
     free: int
@@ -62,9 +62,9 @@ class Room:
 class Service(NamedTuple):
     """What requests are served with."""
 
-    reader: Reader
+    reader: CalibratedClassifier
     limits: Limits
-    room: Room
+    room: UploadBudget
     recognise: Callable[[micro_batching.Images], Coroutine[Any, Any, micro_batching.Scores]]
     explain: Callable[[np.ndarray, int], explain.Explanation]
     pictures: Executor  # decodes and finds digits
@@ -72,7 +72,7 @@ class Service(NamedTuple):
     mistakes: Callable[[], Awaitable[schema.Mistakes | None]]
 
 
-def make_app(reader: Reader, limits: Limits, hosts: Collection[str] | None) -> ASGIApp:
+def make_app(reader: CalibratedClassifier, limits: Limits, hosts: Collection[str] | None) -> ASGIApp:
     """The application of one run, its programs compiled.
 
     `hosts` are the names that a request may call the server by; others are refused, so that no website can make
@@ -91,8 +91,8 @@ def make_app(reader: Reader, limits: Limits, hosts: Collection[str] | None) -> A
                 found.append(result and json_api.mistakes_to_json(result, reader.threshold))
         return found[0]
 
-    recognise = micro_batching.make_batcher(reader.recogniser, network)
-    room = Room(UPLOADS * max(limits.bytes, MOST_JSON))
+    recognise = micro_batching.make_batcher(reader.log_probabilities, network)
+    room = UploadBudget(UPLOADS * max(limits.bytes, MOST_JSON))
     service = Service(reader, limits, room, recognise, explainer, pictures, network, mistakes_once)
 
     @asynccontextmanager
@@ -129,10 +129,10 @@ def make_app(reader: Reader, limits: Limits, hosts: Collection[str] | None) -> A
     return secured(app, hosts)
 
 
-def warm_up(reader: Reader, explainer: Callable[[np.ndarray, int], explain.Explanation]) -> None:
+def warm_up(reader: CalibratedClassifier, explainer: Callable[[np.ndarray, int], explain.Explanation]) -> None:
     """Compiles what a first visitor would have to wait for."""
     for size in BATCH_SIZES[:5]:
-        reader.recogniser(np.zeros((size, 28, 28), np.uint8))
+        reader.log_probabilities(np.zeros((size, 28, 28), np.uint8))
     explainer(np.zeros((28, 28), np.uint8), 0)
 
 
@@ -203,7 +203,7 @@ async def health(service: Service, request: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
-def describe(reader: Reader) -> schema.Run:
+def describe(reader: CalibratedClassifier) -> schema.Run:
     """What the page says of the run."""
     import jax
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from mnist_flax.inference.classifier import Images, Recogniser
+from mnist_flax.inference.classifier import Classify, Images
 from mnist_flax.inference.predictor import BATCH_SIZES
 
 Scores = Float[np.ndarray, "digits classes"]
 
 
-def make_batcher(recogniser: Recogniser, executor: Executor) -> Callable[[Images], Coroutine[Any, Any, Scores]]:
-    """An asynchronous recogniser, for any number of concurrent callers on one event loop.
+def make_batcher(classifier: Classify, executor: Executor) -> Callable[[Images], Coroutine[Any, Any, Scores]]:
+    """An asynchronous classifier, for any number of concurrent callers on one event loop.
 
     A call that finds the network idle starts at once; those that come while it works are put together, up to the
     largest of `BATCH_SIZES`, so no one ever waits for a batch to fill. An exception of a pass reaches all its callers.
@@ -41,7 +41,7 @@ def make_batcher(recogniser: Recogniser, executor: Executor) -> Callable[[Images
                 continue
             try:
                 images = np.concatenate([images for images, _ in batch])
-                scores = await asyncio.get_running_loop().run_in_executor(executor, recogniser, images)
+                scores = await asyncio.get_running_loop().run_in_executor(executor, classifier, images)
             except Exception as error:
                 for _, future in batch:
                     if not future.done():

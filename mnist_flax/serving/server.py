@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 import uvicorn
 
-from mnist_flax.inference.classifier import Reader
+from mnist_flax.inference.classifier import CalibratedClassifier
 from mnist_flax.serving import app, http_limits
 
 SECONDS_TO_FINISH = 5  # for requests that are under way when the server is stopped
 
 
-def serve(listener: socket.socket, hosts: Sequence[str] | None, reader: Reader, limits: app.Limits, ready: str) -> None:
+def serve(
+    listener: socket.socket, hosts: Sequence[str] | None, reader: CalibratedClassifier, limits: app.Limits, ready: str
+) -> None:
     """Serves a run until SIGINT or SIGTERM comes; requests under way are then finished.
 
     Args:

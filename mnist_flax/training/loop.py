@@ -96,7 +96,7 @@ def fit(
 
     programs = _make_programs(config, splits, num_classes, steps_per_epoch, mesh)
     feed = make_feed(config, splits, mesh, step)
-    vote = distributed.Vote(mesh)
+    vote = distributed.StopConsensus(mesh)
     limit = _CALL_STEPS
     block = feed(step, limit)
     state, compile_seconds = _compile(programs, state, block)
@@ -177,7 +177,7 @@ def _start(
     if restored:
         return restored
     init = jax.jit(
-        lambda seed: init_state(config, num_classes, seed), out_shardings=NamedSharding(mesh, devices.EVERYWHERE)
+        lambda seed: init_state(config, num_classes, seed), out_shardings=NamedSharding(mesh, devices.REPLICATED)
     )
     return init(config.seed), {"metrics": "", "train_seconds": 0.0}
 

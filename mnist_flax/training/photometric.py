@@ -45,7 +45,7 @@ def _sometimes(change: Callable, limit: Strength, probability: Strength, key: Ke
     return jnp.where(random.uniform(chance) < probability, change(*draws, image, limit), image)
 
 
-def filtered(key: Key[Array, ""], more: Key[Array, ""], image: Image, limit: Strength) -> Image:
+def random_conv(key: Key[Array, ""], more: Key[Array, ""], image: Image, limit: Strength) -> Image:
     """Mixed with what a random filter of 5 x 5 pixels makes of it (Xu et al. 2021), up to a share of `limit`.
 
     The filter's weights are normal; a constant is taken from them, between nothing and their mean, so that some blur
@@ -105,13 +105,13 @@ def inverted(key: Key[Array, ""], more: Key[Array, ""], image: Image, limit: Str
     return jnp.where(where, image + limit * amount * (1 - 2 * image), image)
 
 
-def toned(key: Key[Array, ""], more: Key[Array, ""], image: Image, limit: Strength) -> Image:
+def tone_jitter(key: Key[Array, ""], more: Key[Array, ""], image: Image, limit: Strength) -> Image:
     """With a brighter black, up to `limit`, and less contrast above it, by up to the same share."""
     black, loss = limit * random.uniform(key, (2,))
     return black + (1 - black) * (1 - loss) * image
 
 
-def clouded(key: Key[Array, ""], more: Key[Array, ""], image: Image, limit: Strength) -> Image:
+def smooth_noise(key: Key[Array, ""], more: Key[Array, ""], image: Image, limit: Strength) -> Image:
     """Mixed with smooth noise from 0 to 1, up to a share of `limit`.
 
     The width of its smoothing is drawn anew each time, uniform in its logarithm from half a pixel to ten.
@@ -125,17 +125,17 @@ def clouded(key: Key[Array, ""], more: Key[Array, ""], image: Image, limit: Stre
     return (1 - share) * image + share * field / field.max()
 
 
-def specked(key: Key[Array, ""], more: Key[Array, ""], image: Image, limit: Strength) -> Image:
+def pixel_noise(key: Key[Array, ""], more: Key[Array, ""], image: Image, limit: Strength) -> Image:
     """With up to `limit` of the pixels replaced by any grey level."""
     chance, grey = random_bytes(more, (2, *image.shape)).astype(jnp.float32) / 255
     return jnp.where(chance < limit * random.uniform(key), grey, image)
 
 
 KINDS: dict[str, Callable] = {
-    "filter": filtered,
+    "filter": random_conv,
     "strokes": strokes,
     "invert": inverted,
-    "tone": toned,
-    "clouds": clouded,
-    "specks": specked,
+    "tone": tone_jitter,
+    "clouds": smooth_noise,
+    "specks": pixel_noise,
 }

@@ -12,8 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
 from mnist_flax.data import datasets
-from mnist_flax.models.cnn import normalize
-from mnist_flax.runtime.devices import BATCH_AXIS, BATCHES, EVERYWHERE, make_mesh, put
+from mnist_flax.models.cnn import scale_pixels
+from mnist_flax.runtime.devices import BATCH_AXIS, BATCH_SHARDED, REPLICATED, make_mesh, put
 from mnist_flax.runtime.settings import pinned
 from mnist_flax.training.loss import cross_entropy
 
@@ -36,14 +36,14 @@ def split_batches(mesh: Mesh, images, labels, batch_size: int) -> tuple[Array, A
     padding = count * batch_size - len(labels)
     images = np.pad(images, ((0, padding), (0, 0), (0, 0))).reshape(count, batch_size, 28, 28)
     labels = np.pad(labels, (0, padding), constant_values=-1).reshape(count, batch_size)
-    return put((images, labels), mesh, BATCHES)
+    return put((images, labels), mesh, BATCH_SHARDED)
 
 
 def evaluate_batches(
     model: Network, variables: dict, images, labels
 ) -> tuple[dict, Float[Array, "batches share classes"]]:
     """Mean loss and accuracy over a whole split, and this device's logits: see `make_evaluate`; within `BATCH_AXIS`."""
-    logits = lax.map(lambda batch: model.apply(variables, normalize(batch)), images)
+    logits = lax.map(lambda batch: model.apply(variables, scale_pixels(batch)), images)
     real = labels >= 0
     loss = jnp.where(real, cross_entropy(logits, jnp.maximum(labels, 0)), 0).sum()
     correct = (real & (logits.argmax(-1) == labels)).sum()
@@ -60,11 +60,11 @@ def make_evaluate(model: Network, mesh: Mesh) -> Callable:
     evaluate = jax.shard_map(
         partial(evaluate_batches, model),
         mesh=mesh,
-        in_specs=(EVERYWHERE, BATCHES, BATCHES),
-        out_specs=(EVERYWHERE, BATCHES),
+        in_specs=(REPLICATED, BATCH_SHARDED, BATCH_SHARDED),
+        out_specs=(REPLICATED, BATCH_SHARDED),
         check_vma=False,
     )
-    return pinned()(jax.jit(evaluate, out_shardings=NamedSharding(mesh, EVERYWHERE)))
+    return pinned()(jax.jit(evaluate, out_shardings=NamedSharding(mesh, REPLICATED)))
 
 
 def make_logits(

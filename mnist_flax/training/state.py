@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from mnist_flax.models.cnn import CNN, Ensemble, make_model
 from mnist_flax.ops.random import make_key
 from mnist_flax.runtime.config import flatten
-from mnist_flax.runtime.devices import EVERYWHERE
+from mnist_flax.runtime.devices import REPLICATED
 from mnist_flax.runtime.settings import pinned
 from mnist_flax.training.optimizer import make_optimizer
 
@@ -92,7 +92,7 @@ def abstract_variables(network: CNN | Ensemble, mesh: Mesh) -> dict:
 
 @pinned()
 def _replicated(init: Callable, mesh: Mesh) -> Any:
-    replicated = NamedSharding(mesh, EVERYWHERE)
+    replicated = NamedSharding(mesh, REPLICATED)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), jax.eval_shape(init)
     )

@@ -16,9 +16,9 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
 from mnist_flax.data.feed import Block
-from mnist_flax.models.cnn import make_model, normalize
+from mnist_flax.models.cnn import make_model, scale_pixels
 from mnist_flax.ops.random import make_key
-from mnist_flax.runtime.devices import BATCH_AXIS, BATCHES, EVERYWHERE
+from mnist_flax.runtime.devices import BATCH_AXIS, BATCH_SHARDED, REPLICATED
 from mnist_flax.runtime.settings import pinned
 from mnist_flax.training.augment import augment, strength_at
 from mnist_flax.training.loss import cross_entropy
@@ -118,7 +118,7 @@ def prepare_batch(
 
     Arguments are those of `make_train_step` and its step.
     """
-    images = normalize(batch.images)
+    images = scale_pixels(batch.images)
     fields = {name: hyper[f"augment.{name}"] for name, value in config.augment.items() if value}
     strength = strength_at(step / steps_per_epoch, hyper["num_epochs"], fields)
     images = augment(example_keys(seed, AUGMENT, step, batch.positions), images, strength)
@@ -161,16 +161,16 @@ def over_devices(function: Callable, mesh: Mesh) -> Callable:
     """`function(state, hyper, seed, block)` on every device's share of the batches, examples being in one row."""
 
     def sharded(state, hyper, seed, block: Block):
-        examples = BATCHES if block.labels.ndim == 2 else EVERYWHERE  # streamed, or a whole split
-        specs = Block._make((examples, examples, BATCHES, EVERYWHERE, EVERYWHERE))
+        examples = BATCH_SHARDED if block.labels.ndim == 2 else REPLICATED  # streamed, or a whole split
+        specs = Block._make((examples, examples, BATCH_SHARDED, REPLICATED, REPLICATED))
 
         def local(state, hyper, seed, block: Block):
             images, labels = block.images, block.labels
             images = images.reshape(-1, *images.shape[labels.ndim :])
             return function(state, hyper, seed, block._replace(images=images, labels=labels.reshape(-1)))
 
-        in_specs = (EVERYWHERE, EVERYWHERE, EVERYWHERE, specs)
-        run = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=EVERYWHERE, check_vma=False)
+        in_specs = (REPLICATED, REPLICATED, REPLICATED, specs)
+        run = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=REPLICATED, check_vma=False)
         return run(state, hyper, seed, block)
 
     return sharded

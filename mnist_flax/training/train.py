@@ -44,7 +44,7 @@ def train(
       RunError: training diverged, or a file could not be written.
     """
     started = time.perf_counter() if started is None else started
-    config_lib.check(config)
+    config_lib.check_config(config)
     is_first = distributed.is_first()
     if run_dir.read_finished(directory, config):
         return True

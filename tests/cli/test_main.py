@@ -317,7 +317,7 @@ def test_the_recipe_in_the_readme_is_one(tmp_path):
     (example,) = re.findall(r"```python\n(# configs/wide.py\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     namespace: dict = {}
     exec(example, namespace)
-    config_lib.check(namespace["get_config"]())
+    config_lib.check_config(namespace["get_config"]())
 
 
 COMMANDS = sorted(

@@ -44,7 +44,7 @@ def test_the_library_refuses_it_too():
     config = config_lib.default_config()
     config.data_dir = "memory://data"
     with pytest.raises(UserError, match="memory://data is a URL"):
-        config_lib.check(config)
+        config_lib.check_config(config)
 
 
 @pytest.mark.parametrize("path", ["a:b", "c:/d", "./gs:/e", "10:30/run", "/data/x://y", "a b://c"])

@@ -76,7 +76,7 @@ def test_a_missing_peer_names_the_extra(tmp_path, without_mnist, monkeypatch):
 
     monkeypatch.setitem(contenders.PACKAGES, "torch", ["no_such_package"])
     with pytest.raises(benchmark.cli.UserError, match=r"needs no_such_package: run pip install -e '\.\[peers\]'"):
-        benchmark.check(["torch"], ["float32"], ["128"], 1000)
+        benchmark.check_flags(["torch"], ["float32"], ["128"], 1000)
 
 
 def test_a_contender_that_fails_is_named(tmp_path):
@@ -123,7 +123,7 @@ def test_burst_losses_of_the_project_are_means_over_their_steps():
 
 def test_network_of_the_comparison_is_the_recipes():
     config = classic.get_config()
-    config_lib.check(config)
+    config_lib.check_config(config)
     assert config.optimizer.learning_rate == contenders.LEARNING_RATE
     import jax
 

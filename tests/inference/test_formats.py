@@ -221,10 +221,10 @@ def test_an_export_with_numbers_that_are_none_is_not_kept(trained, splits, tmp_p
 def test_tolerances_of_an_exact_format(difference, accuracy, passes):
     comparison = formats.Comparison(1000, accuracy, 0.99, difference)
     if passes:
-        formats.check(comparison, formats.FORMATS["onnx"])
+        formats.check_parity(comparison, formats.FORMATS["onnx"])
     else:
         with pytest.raises(RunError):
-            formats.check(comparison, formats.FORMATS["onnx"])
+            formats.check_parity(comparison, formats.FORMATS["onnx"])
 
 
 def test_comparison_covers_every_example(splits):

@@ -35,7 +35,7 @@ def split(trained) -> datasets.Split:
 def test_it_is_the_mean_over_moved_copies(trained, network, split):
     """The copies made by SciPy, the mean taken of probabilities in float64."""
     images = split.images[:40] / np.float32(255)
-    looking = tta.look_again(network, trained.config, COUNT)
+    looking = tta.make_tta(network, trained.config, COUNT)
     assert looking.strength["rotation"] == pytest.approx(0.3 * trained.config.augment.rotation)
     answers = []
     for key in jax.random.split(jax.random.key(0), COUNT):
@@ -58,14 +58,14 @@ def test_it_is_the_mean_over_moved_copies(trained, network, split):
 
 def test_an_answer_depends_on_no_other_image(trained, network, split):
     images = split.images[:9] / np.float32(255)
-    look = jax.jit(tta.look_again(network, trained.config, COUNT).apply)
+    look = jax.jit(tta.make_tta(network, trained.config, COUNT).apply)
     alone = np.concatenate([look(trained.variables, image[None]) for image in images])
     np.testing.assert_allclose(look(trained.variables, images), alone, atol=1e-5)
 
 
 def test_any_number_of_views_takes_no_more_memory(trained, network, split):
     images = split.images[:40] / np.float32(255)
-    look = jax.jit(tta.look_again(network, trained.config, 3_000_000).apply)
+    look = jax.jit(tta.make_tta(network, trained.config, 3_000_000).apply)
     assert look.lower(trained.variables, images).compile().memory_analysis().temp_size_in_bytes < 100e6
 
 
@@ -76,7 +76,7 @@ def test_the_command_scores_it_beside_the_other_score(digits_run, tmp_path, trai
     command("mnist_flax.evaluate", place, f"--views={COUNT}")
     assert (place / "evaluation_test.json").read_text() == before
     scores = json.loads((place / f"evaluation_test_{COUNT}_views.json").read_text())
-    looking = tta.look_again(trained.model, trained.config, COUNT)
+    looking = tta.make_tta(trained.model, trained.config, COUNT)
     logits = np.asarray(looking.apply(trained.variables, split.images / np.float32(255)))
     assert abs(scores["errors"] - evaluate_logits(logits, split.labels)["errors"]) <= 1  # compiled otherwise
     assert scores["examples"] == len(split.labels)
@@ -96,4 +96,4 @@ def test_mistakes(digits_run, trained, network):
     for kind in ("rotation", "shift", "zoom", "shear"):
         config.augment[kind] = 0.0
     with pytest.raises(UserError, match="nothing in this run"):
-        tta.look_again(network, config, 4)
+        tta.make_tta(network, config, 4)

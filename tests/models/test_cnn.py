@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_flax.models.cnn import Ensemble, drop, make_model, normalize
+from mnist_flax.models.cnn import Ensemble, drop, make_model, scale_pixels
 from mnist_flax.runtime.config import default_config
 from mnist_flax.training.state import hyperparameters
 
@@ -101,4 +101,4 @@ def test_training_mode_is_random_by_key_only():
 
 
 def test_pixels_become_zero_to_one():
-    np.testing.assert_array_equal(normalize(np.array([0, 51, 255], np.uint8)), np.float32([0, 0.2, 1]))
+    np.testing.assert_array_equal(scale_pixels(np.array([0, 51, 255], np.uint8)), np.float32([0, 0.2, 1]))

@@ -8,7 +8,7 @@ from scipy.special import softmax
 
 from mnist_flax.inference.run import Run
 from mnist_flax.models import folded
-from mnist_flax.models.cnn import join, make_model, normalize
+from mnist_flax.models.cnn import join, make_model, scale_pixels
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.training.state import hyperparameters, init_state, make_network
 
@@ -24,7 +24,7 @@ NETWORKS = {
 def model_config(fields: dict):
     config = config_lib.default_config()
     config.model.update({"compute_dtype": "float32", "conv": "lax"} | fields)
-    config_lib.check(config)
+    config_lib.check_config(config)
     return config
 
 
@@ -95,7 +95,7 @@ def layers_in_numpy(config, variables, images) -> dict[str, np.ndarray]:
 
 
 def linen_logits(config, variables, images):
-    return jax.jit(network(config).apply)(variables, normalize(images))
+    return jax.jit(network(config).apply)(variables, scale_pixels(images))
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_the_network_and_its_folded_form_compute_what_numpy_does(name, impl, ima
     assert softmax(expected["logits"], axis=1).max(1).min() < 0.999  # not saturated: a difference would show
     np.testing.assert_allclose(linen_logits(config, variables, images), expected["logits"], rtol=1e-4, atol=1e-5)
     plain, parameters = folded.fold_batch_norm(network(config), variables)
-    found = jax.jit(lambda images: folded.features(plain, parameters, normalize(images)))(images)
+    found = jax.jit(lambda images: folded.features(plain, parameters, scale_pixels(images)))(images)
     assert list(found) == list(expected)
     for name, values in expected.items():
         assert found[name].dtype == jnp.float32
@@ -144,7 +144,7 @@ def test_features_of_any_module_are_in_the_order_of_computation(images):
     plugged = plugged_in(Residual())
     unchanged = folded.fold_batch_norm(plugged.model, plugged.variables)
     assert unchanged == (plugged.model, plugged.variables)
-    images = normalize(images)[..., None]
+    images = scale_pixels(images)[..., None]
     found = jax.jit(lambda images: folded.features(*unchanged, images))(images)
     assert list(found) == ["stem", "Conv_0", "BatchNorm_0", "Dropout_0", "Dense_0"]
     np.testing.assert_allclose(found["Dense_0"], plugged.model.apply(plugged.variables, images), rtol=1e-5, atol=1e-5)
@@ -163,11 +163,11 @@ def test_an_ensemble_gives_the_mean_of_its_members_probabilities(images):
     each = np.stack([linen_logits(*pair, images) for pair in zip(configs, variables, strict=True)])
     expected = softmax(each.astype(np.float64), axis=-1).mean(0)
     assert np.ptp(softmax(each, axis=-1), axis=0).max() > 0.1  # they do differ
-    logits = jax.jit(together.apply)(joined, normalize(images))
+    logits = jax.jit(together.apply)(joined, scale_pixels(images))
     np.testing.assert_allclose(logits, np.log(expected), rtol=1e-4, atol=1e-4)
     plain, parameters = folded.fold_batch_norm(together, joined)
-    np.testing.assert_allclose(jax.jit(plain.apply)(parameters, normalize(images)), np.log(expected), atol=1e-4)
-    found = folded.features(plain, parameters, normalize(images))
+    np.testing.assert_allclose(jax.jit(plain.apply)(parameters, scale_pixels(images)), np.log(expected), atol=1e-4)
+    found = folded.features(plain, parameters, scale_pixels(images))
     for name, values in layers_in_numpy(configs[0], variables[0], images).items():  # of the first member
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5)
 
@@ -175,6 +175,6 @@ def test_an_ensemble_gives_the_mean_of_its_members_probabilities(images):
 def test_an_ensemble_of_networks_that_are_certain_has_finite_logits(images):
     together, _, variables, _ = ensemble("plain", "plain")
     certain = join([jax.tree.map(lambda leaf: 30 * leaf, each) for each in variables])
-    logits = jax.jit(together.apply)(certain, normalize(images))
+    logits = jax.jit(together.apply)(certain, scale_pixels(images))
     assert np.isfinite(logits).all() and float(logits.min()) < -200  # whose probability is 0 in float32
     np.testing.assert_allclose(np.exp(np.asarray(logits, np.float64)).sum(1), 1, rtol=1e-4)

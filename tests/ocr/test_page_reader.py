@@ -22,7 +22,7 @@ PERFECT = -1e-6  # log probability
 
 @pytest.fixture(scope="module")
 def reader(mnist_run):
-    return classifier.load_reader(load_run(mnist_run))
+    return classifier.load_classifier(load_run(mnist_run))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def read_forms(reader, digits, style, papers=form_generator.PAPERS, count: int =
         for i in range(count):
             form = form_generator.draw(digits, np.random.default_rng([kind, i]), style, paper, inverted=i % 4 == 2)
             grey = form.image.astype(np.float32) / 255
-            (result,) = page_reader.read([grey], "page", reader.recogniser, 0.0)
+            (result,) = page_reader.read([grey], "page", reader.log_probabilities, 0.0)
             scores.append(forms.score(form, result))
     return forms.total(scores)
 
@@ -129,7 +129,7 @@ def test_lines_and_numbers_are_put_together(paper, style):
 
 def test_a_line_is_one_line_however_it_slopes(reader, digits):
     form = form_generator.draw(digits, np.random.default_rng(4), form_generator.Style(tilt=4.0), lines=1, numbers=3)
-    (result,) = page_reader.read([form.image.astype(np.float32) / 255], "line", reader.recogniser, 0.0)
+    (result,) = page_reader.read([form.image.astype(np.float32) / 255], "line", reader.log_probabilities, 0.0)
     assert len(result.lines) == 1 and len(result.digits) == len(form.boxes)
 
 

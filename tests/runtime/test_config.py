@@ -18,7 +18,7 @@ def test_every_recipe_is_valid(recipe):
     if recipe.name != "__init__.py":
         import importlib
 
-        config_lib.check(importlib.import_module(f"mnist_flax.configs.{recipe.stem}").get_config())
+        config_lib.check_config(importlib.import_module(f"mnist_flax.configs.{recipe.stem}").get_config())
 
 
 def test_every_field_is_ranged_or_chosen_or_free_on_purpose():
@@ -40,7 +40,7 @@ def test_any_value_is_accepted_or_refused_in_one_line(key, value):
     with config.ignore_type():
         config.update_from_flattened_dict({key: value})
     try:
-        config_lib.check(config)
+        config_lib.check_config(config)
     except UserError as error:
         assert "\n" not in str(error) and key.split(".")[-1].split("_")[0] in str(error)
     else:
@@ -51,11 +51,11 @@ def test_a_whole_number_where_a_fraction_is_due_is_refused_unless_it_was_convert
     """Only floats are hyperparameters: `step.hyperparameters` would miss it."""
     config = config_lib.default_config()
     config.augment.rotation = 10
-    config_lib.check(config)
+    config_lib.check_config(config)
     assert isinstance(config.augment.rotation, float)
     config.augment = ConfigDict(config.augment.to_dict() | {"rotation": 10})
     with pytest.raises(UserError, match=r"augment\.rotation=10 must be a number with a point"):
-        config_lib.check(config)
+        config_lib.check_config(config)
 
 
 @given(
@@ -74,7 +74,7 @@ def test_the_size_of_a_network_is_known_before_it_is_made(channels, dense, kerne
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(config_lib, "_MOST_PARAMETERS", 0)
         with pytest.raises(UserError) as caught:
-            config_lib.check(config)
+            config_lib.check_config(config)
     if "shrinks the image to nothing" in str(caught.value):
         return
     network = cnn.make_model(config.model, hyperparameters(config), 10)
@@ -89,24 +89,24 @@ def test_unknown_and_missing_fields_are_named():
     with config.unlocked():
         config.optimizer.learnin_rate = 0.1
     with pytest.raises(UserError, match=r"did you mean config\.optimizer\.learning_rate"):
-        config_lib.check(config)
+        config_lib.check_config(config)
     with pytest.raises(UserError, match="is missing"):
-        config_lib.check(ConfigDict({"seed": 0}))
+        config_lib.check_config(ConfigDict({"seed": 0}))
 
 
 def test_a_norm_of_one_number_is_refused():
     config = config_lib.default_config()
     config.model.batch_norm, config.model.pool_sizes = True, (2, 2, 2, 2, 1)
     config.model.channels = (2,) * 5  # 28, 14, 7, 3, 1
-    config_lib.check(config)
+    config_lib.check_config(config)
     config.batch_size = config.optimizer.accumulate_steps = 4
     with pytest.raises(UserError, match="one number at a time"):
-        config_lib.check(config)
+        config_lib.check_config(config)
     config.model.channels, config.model.pool_sizes = (2,) * 4, (2,)
-    config_lib.check(config)
+    config_lib.check_config(config)
     config.model.logits_batch_norm = True
     with pytest.raises(UserError, match="one number at a time"):
-        config_lib.check(config)
+        config_lib.check_config(config)
 
 
 def test_differences_ignore_where_data_lies_and_how_tuples_are_written():

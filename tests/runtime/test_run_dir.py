@@ -150,7 +150,7 @@ def test_config_edited_by_hand_is_read_or_refused_in_one_line(key, value, direct
 def test_any_config_file_is_read_or_refused_in_one_line(text, directory):
     (directory / "config.json").write_text(text)
     try:
-        config_lib.check(run_dir.read_config(directory))  # a field that is not there has its default
+        config_lib.check_config(run_dir.read_config(directory))  # a field that is not there has its default
     except UserError as error:
         assert "\n" not in str(error)
 

@@ -337,7 +337,7 @@ def test_a_study_report_escapes_whatever_it_shows(attack):
     plan = space.Plan(question=attack, scientific=(attack,))
     config = default_config()
     config.dataset = attack
-    record = directory.Record(attack, "sqlite:///x", config, plan, {attack: scale})
+    record = directory.StudyRecord(attack, "sqlite:///x", config, plan, {attack: scale})
     trial = study_figures.Trial(0, {attack: attack}, "complete", 0.1, [])
     failed = optuna.create_trial(state=optuna.trial.TrialState.FAIL, user_attrs={"error": attack})
     page = study_report.page(record, [trial], [failed], [attack], None, {"curves": b"png"})

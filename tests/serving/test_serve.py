@@ -142,7 +142,9 @@ def test_mistakes_are_those_of_the_test_split(server, digits_run, test_split, de
 
 def test_the_doubtful_are_counted_over_all_mistakes_listed_or_not(digits_run, monkeypatch):
     monkeypatch.setattr(schema, "MOST_MISTAKES", 1)
-    undecided = classifier.Reader(load_run(digits_run), lambda images: np.full((len(images), 10), -2.3), 1.0, 0.5)
+    undecided = classifier.CalibratedClassifier(
+        load_run(digits_run), lambda images: np.full((len(images), 10), -2.3), 1.0, 0.5
+    )
     found = json_api.mistakes_to_json(mistakes.find_mistakes(undecided), 0.5)
     assert found["doubtful"] == found["errors"] > len(found["mistakes"]) == 1
 

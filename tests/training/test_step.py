@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec as P
 
 from mnist_flax.data import datasets
 from mnist_flax.data.feed import Block
-from mnist_flax.models.cnn import make_model, normalize
+from mnist_flax.models.cnn import make_model, scale_pixels
 from mnist_flax.runtime.config import default_config
 from mnist_flax.runtime.devices import make_mesh
 from mnist_flax.training import scoring, step
@@ -53,7 +53,7 @@ def reference_step(config, params, images, labels):
     """One SGD step with lax convolutions, reduce_window and plain autodiff: nothing of conv.py."""
 
     def loss(params):
-        x = normalize(images)[..., None]
+        x = scale_pixels(images)[..., None]
         for i in range(2):
             x = jax.lax.conv_general_dilated(
                 x, params[f"conv{i}_kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -150,7 +150,7 @@ def test_evaluation_counts_every_example_once(examples, batch_size):
     variables = init_state(config, 10, 0).variables()
     mesh = make_mesh()
     scores, logits = scoring.make_evaluate(model, mesh)(variables, *scoring.split_batches(mesh, *examples, batch_size))
-    whole = model.apply(variables, normalize(examples[0]))
+    whole = model.apply(variables, scale_pixels(examples[0]))
     np.testing.assert_allclose(np.asarray(logits).reshape(-1, 10)[:EXAMPLES], whole, rtol=1e-4, atol=1e-5)
     expected = optax.softmax_cross_entropy_with_integer_labels(whole, examples[1]).mean()
     assert float(scores["loss"]) == pytest.approx(float(expected), rel=1e-5)
