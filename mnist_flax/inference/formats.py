@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from ml_collections import ConfigDict
 
 from mnist_flax.inference.run import Run
 from mnist_flax.runtime import cli, files
+from mnist_flax.runtime import config as config_lib
 from mnist_flax.runtime.settings import pinned
 
 Images = UInt8[np.ndarray, "batch 28 28"]
@@ -210,7 +210,7 @@ def load_safetensors(path: Path, network: Any = None) -> Predict:
         metadata = {key: json.loads(text) for key, text in file.metadata().items()}
         variables = unflatten_dict({name: file.get_tensor(name) for name in file.keys()}, sep="/")  # noqa: SIM118
     if network is None:
-        configs = [ConfigDict(config) for config in metadata.get("members", [metadata["config"]])]
+        configs = [config_lib.recorded(config) for config in metadata.get("members", [metadata["config"]])]
         network = make_network(configs, len(metadata["class_names"]))
     return flax_predict(network, variables)
 

@@ -199,7 +199,7 @@ def drop(keys: Key[Array, " batch"], x: Float[Array, "batch ..."], rate) -> Arra
 
 
 def make_model(config: ConfigDict, hyper: Mapping[str, Any], num_classes: int, batch_axis: str | None = None) -> CNN:
-    """The network of `config.model`, with the rates that `hyper` gives (see `step.hyperparameters`)."""
+    """The network of `config.model`, with the rates that `hyper` gives (see `state.hyperparameters`)."""
     layers, backend = len(config.channels), jax.default_backend()
     fields = {name: hyper.get(f"model.{name}", value) for name, value in config.items()}
     for name, value in config.items():

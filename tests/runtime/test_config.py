@@ -48,7 +48,7 @@ def test_any_value_is_accepted_or_refused_in_one_line(key, value):
 
 
 def test_a_whole_number_where_a_fraction_is_due_is_refused_unless_it_was_converted():
-    """Only floats are hyperparameters: `step.hyperparameters` would miss it."""
+    """Only floats are hyperparameters: `state.hyperparameters` would miss it."""
     config = config_lib.default_config()
     config.augment.rotation = 10
     config_lib.check_config(config)
