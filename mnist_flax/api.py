@@ -53,6 +53,7 @@ def train(config: ConfigDict, workdir: str | Path | None = None) -> "Run":
       UserError: the config, the dataset or the directory cannot be used.
       RunError: training diverged, or a file could not be written.
     """
+    cli.check_path(f"workdir={workdir}", workdir or "")
     directory = run_dir.new_directory(config.dataset) if workdir is None else Path(workdir)
     train_lib.train(config, directory)
     return load(directory)
