@@ -1,7 +1,7 @@
 """Trains the same network in this project and in other libraries, in turns: who is how fast?
 
     pip install -e '.[peers]'
-    python -m experiments.benchmark [--peers=torch,keras,flax] [--batch=128,1024] [--dtype=bfloat16,float32] [--out=DIR]
+    python -m experiments.benchmark [--peers=torch,keras,flax] [--batch=128,1024] [--dtype=bfloat16,float32] [--output=DIR]
 
 The network is that of `configs/classic.py`, with `--batch_norm` after each convolution too; batches, their order and
 the optimizer are the same for all. Every contender (`experiments/benchmarks/contenders/`) is a process of its own that
@@ -12,7 +12,7 @@ Peaks are those of large matrix products, measured in the same rounds; the share
 needs, and no other work. Before each round it is measured how far apart the first two cores are, which a virtual
 machine changes at times.
 
-Writes `benchmark.json` and `benchmark.png` to `--out`. On a GPU the same command runs (with --batch=128,1024,8192).
+Writes `benchmark.json` and `benchmark.png` to `--output`. On a GPU the same command runs (with --batch=128,1024,8192).
 """
 
 from __future__ import annotations  # matplotlib's types without its import
@@ -59,7 +59,7 @@ _BATCH_NORM = flags.DEFINE_boolean("batch_norm", False, "batch norm after each c
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "times that every contender has its turn", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 1.0, "of a burst", lower_bound=0.01)
 _CHECK_STEPS = flags.DEFINE_integer("check_steps", 64, "steps of warm-up, after which losses are compared", 4 * STEPS)
-_OUT = flags.DEFINE_string("out", None, "directory for results; a new one under runs/benchmark/ if not given")
+_OUTPUT = flags.DEFINE_string("output", None, "directory for results; a new one under runs/benchmark/ if not given")
 
 _EXAMPLES = 55_000  # of random data: as many as MNIST leaves for training
 
@@ -263,7 +263,7 @@ def main(argv: list[str]) -> None:
         kind = f"with batch norm, {kind}"
     peers, dtypes, batches = (list(dict.fromkeys(flag.value)) for flag in (_PEERS, _DTYPE, _BATCH))  # each once
     check_flags(peers, dtypes, batches, len(split.labels))
-    out = Path(_OUT.value or run_dir.new_directory("benchmark"))
+    out = Path(_OUTPUT.value or run_dir.new_directory("benchmark"))
     out.mkdir(parents=True, exist_ok=True)
     print(out, flush=True)
     rows: list[dict] = []

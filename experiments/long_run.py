@@ -1,6 +1,6 @@
 """Whether anything grows in a long run: memory, the time of an epoch, the disk.
 
-    python -m experiments.long_run [--epochs=500] [--recipe=RECIPE] [--workdir=DIR] [-- --config.KEY=VALUE ...]
+    python -m experiments.long_run [--epochs=500] [--config=RECIPE] [--workdir=DIR] [-- --config.KEY=VALUE ...]
 
 Trains with the real command and looks at it from outside after every epoch: resident memory, threads, open files, bytes
 under the run directory, checkpoints kept; and reads metrics.jsonl and the TensorBoard file, which must be whole at
@@ -22,7 +22,7 @@ from mnist_flax.experiments.faults import sabotage
 from mnist_flax.runtime import cli, run_dir, terminal
 
 _EPOCHS = flags.DEFINE_integer("epochs", 500, "epochs to train", lower_bound=20)
-_RECIPE = flags.DEFINE_string("recipe", "configs/digits.py", "what is trained")
+_CONFIG = flags.DEFINE_string("config", "configs/digits.py", "recipe that is trained")
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory; a new one under runs/long_run/ if not given")
 
 
@@ -129,13 +129,13 @@ def main(argv: list[str]) -> None:
         raise cli.UserError("memory is read from /proc: run this on Linux")
     directory = Path(_WORKDIR.value or run_dir.new_directory("long_run"))
     print(directory, flush=True)
-    fields = [f"--config.num_epochs={_EPOCHS.value}", f"--config={_RECIPE.value}", f"--workdir={directory}"]
+    fields = [f"--config.num_epochs={_EPOCHS.value}", f"--config={_CONFIG.value}", f"--workdir={directory}"]
     observations = watch([sys.executable, "-m", "mnist_flax.main", *fields, *overrides], directory)
     if not observations:
         raise cli.UserError(f"{directory} was finished before: name another --workdir")
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     rows = tenths(observations, [json.loads(line) for line in lines])
-    table = terminal.table(*rows[0], title=f"{_EPOCHS.value} epochs of {_RECIPE.value}")
+    table = terminal.table(*rows[0], title=f"{_EPOCHS.value} epochs of {_CONFIG.value}")
     for row in rows:
         table.add_row(*(f"{cell:,.1f}" if isinstance(cell, float) else str(cell) for cell in row.values()))
     terminal.console.print(table)

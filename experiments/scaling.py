@@ -1,13 +1,13 @@
 """How time and memory grow with the data, the epochs and the batch: runs of the real command, one after another.
 
-    python -m experiments.scaling [--recipe=configs/classic.py] [--sweeps=examples,epochs,batch] [--out=DIR]
+    python -m experiments.scaling [--config=configs/classic.py] [--sweeps=examples,epochs,batch] [--output=DIR]
 
 `examples`: subsets of 1,000 to 60,000, each for as many epochs as make 60,000 images. `epochs`: 1 to 50 over 5,000
 images, with the resident memory at the end of each. `batch`: 32 to 4,096, one epoch of 60,000. No validation, so that
 every image was trained on; what an epoch costs besides (a checkpoint, a record) is in the cost of its images,
 compilation is not. Memory is that of the whole command, its report included.
 
-Writes `scaling.json` and `scaling.png` to `--out`. A measurement found there is not repeated.
+Writes `scaling.json` and `scaling.png` to `--output`. A measurement found there is not repeated.
 """
 
 from __future__ import annotations  # matplotlib's types without its import
@@ -42,9 +42,11 @@ SWEEPS: dict[str, list[dict[str, int]]] = {
     ],
 }
 
-_RECIPE = flags.DEFINE_string("recipe", "configs/classic.py", "what is trained")
+_CONFIG = flags.DEFINE_string("config", "configs/classic.py", "recipe that is trained")
 _SWEEPS = flags.DEFINE_list("sweeps", list(SWEEPS), "what is varied")
-_OUT = flags.DEFINE_string("out", None, "directory for runs and results; a new one under runs/scaling/ if not given")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "directory for runs and results; a new one under runs/scaling/ if not given"
+)
 
 
 def measure(recipe: str, fields: Mapping[str, int]) -> dict[str, Any]:
@@ -156,18 +158,18 @@ def main(argv: list[str]) -> None:
         raise cli.UserError(f"--sweeps={','.join(_SWEEPS.value)} must be some of {','.join(SWEEPS)}")
     if not Path("/proc/self/status").exists():
         raise cli.UserError("memory is read from /proc: run this on Linux")
-    out = Path(_OUT.value or run_dir.new_directory("scaling"))
+    out = Path(_OUTPUT.value or run_dir.new_directory("scaling"))
     out.mkdir(parents=True, exist_ok=True)
     print(out, flush=True)
     results: dict[str, list[dict]] = {}
     for name in dict.fromkeys(_SWEEPS.value):
         results[name] = []
         for fields in SWEEPS[name]:
-            done = out / f"{'-'.join(map(str, (Path(_RECIPE.value).stem, *fields.values())))}.json"
+            done = out / f"{'-'.join(map(str, (Path(_CONFIG.value).stem, *fields.values())))}.json"
             if not done.exists():
-                run_dir.write_json(done, measure(_RECIPE.value, fields))
+                run_dir.write_json(done, measure(_CONFIG.value, fields))
             results[name].append(run_dir.read_json(done))
-        print_table(results[name], f"{name}, {_RECIPE.value}, {results[name][0]['device']}")
+        print_table(results[name], f"{name}, {_CONFIG.value}, {results[name][0]['device']}")
     run_dir.write_json(out / "scaling.json", results)
     figure_scaling(results).savefig(out / "scaling.png")
 

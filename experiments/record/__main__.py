@@ -23,19 +23,19 @@ _VIEWS = flags.DEFINE_integer(
     "views", 1, "score the recipe with the mean over this many moved copies of each image, too", lower_bound=1
 )
 _PROCESSES = flags.DEFINE_integer("processes", 1, "trainings at once, each on its share of the cores", lower_bound=1)
-_RECIPE = flags.DEFINE_string("recipe", "configs/record.py", "the config whose claim it is")
-_REFERENCE = flags.DEFINE_string("reference", "configs/default.py", "the config that it is compared with")
+_CONFIG = flags.DEFINE_string("config", "configs/record.py", "the recipe whose claim it is")
+_REFERENCE = flags.DEFINE_string("reference", "configs/default.py", "the recipe that it is compared with")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/record", "directory of all runs and of the results")
 
 
 def resolve(recipe: str, overrides: Sequence[str]) -> ConfigDict:
     """The config of a recipe with --config.KEY=VALUE; raises UserError, or ends the process, where there is none."""
+    for name in [name for name in flags.FLAGS if name.partition(".")[0] == "config"]:
+        delattr(flags.FLAGS, name)  # or there could be no second one
     holder, arguments = config_flag.define_flag(["record", f"--config={recipe}", *overrides])
     with cli.flag_errors():
         flags.FLAGS(arguments)
     config = holder.value
-    for name in [name for name in flags.FLAGS if name.partition(".")[0] == "config"]:
-        delattr(flags.FLAGS, name)  # or there could be no second one
     config_lib.check_config(config)
     return config
 
@@ -45,43 +45,44 @@ def main(argv: list[str]) -> int:
         raise cli.UserError(
             f"{bad[0]!r} is no flag: see --help; fields of the config go after --, as --config.KEY=VALUE"
         )
+    recipe, reference = _CONFIG.value, _REFERENCE.value
     if _ENSEMBLE.value > _SEEDS.value:
         raise cli.UserError(f"--ensemble={_ENSEMBLE.value} takes at least as many seeds: --seeds={_ENSEMBLE.value}")
-    if Path(_RECIPE.value).stem == Path(_REFERENCE.value).stem:
+    if Path(recipe).stem == Path(reference).stem:
         raise cli.UserError(
-            f"--recipe={_RECIPE.value} and --reference={_REFERENCE.value} would be trained in one directory: "
+            f"--config={recipe} and --reference={reference} would be trained in one directory: "
             "name two recipes of different names"
         )
-    configs = {path: resolve(path, argv[1:]) for path in (_RECIPE.value, _REFERENCE.value)}
+    configs = {path: resolve(path, argv[1:]) for path in (recipe, reference)}
     if len(datasets := {config.dataset for config in configs.values()}) > 1:
         raise cli.UserError(f"the recipes are of different datasets ({', '.join(sorted(datasets))}): name two of one")
     if _VIEWS.value > 1:
         from mnist_flax.inference import tta
         from mnist_flax.training.state import make_network
 
-        config = configs[_RECIPE.value]
+        config = configs[recipe]
         tta.make_tta(make_network([config], 10), config, _VIEWS.value)  # refuses a recipe that moves no image
     place = Path(_WORKDIR.value)
-    recipe, reference = (
+    trainings, references = (
         [
             runs.Training(path, seed, place / Path(path).stem / str(seed), tuple(argv[1:]), config.num_epochs)
             for seed in range(_SEEDS.value)
         ]
         for path, config in configs.items()
     )
-    for training in (*recipe, *reference):  # a finished one is not trained again, and would not be asked
+    for training in (*trainings, *references):  # a finished one is not trained again, and would not be asked
         configs[training.recipe].seed = training.seed
         run_dir.check_directory(training.directory, configs[training.recipe])
     farewell = "stopped; the same command goes on from here"
     stop = cli.Stop(farewell)
     stop.can_wait = True
     for stage in ("train", "score"):
-        if not runs.complete([*recipe, *reference], stage, _PROCESSES.value, stop):
+        if not runs.complete([*trainings, *references], stage, _PROCESSES.value, stop):
             print(farewell)
             return 0
     stop.can_wait = False  # nothing asks `stop` from here on
     print("all are scored; comparing them", flush=True)
-    results.write(place, recipe, reference, _ENSEMBLE.value, _VIEWS.value)
+    results.write(place, trainings, references, _ENSEMBLE.value, _VIEWS.value)
     return 0
 
 

@@ -27,7 +27,7 @@ def without_mnist(tmp_path, monkeypatch):
 def test_project_and_plain_flax_run_in_turns(tmp_path, without_mnist, norm):
     named = ("--peers=flax,flax", "--dtype=float32,float32", "--batch=16,32,16")  # each is measured once
     short = (*named, "--rounds=2", "--seconds=0.01", "--check_steps=32")
-    out = command(COMMAND, *short, *norm, f"--out={tmp_path / 'out'}").stdout
+    out = command(COMMAND, *short, *norm, f"--output={tmp_path / 'out'}").stdout
     assert "random images" in out and "plain Flax" in out and "TFLOP/s" in out
     assert ("with batch norm" in out) == bool(norm)
     results = json.loads((tmp_path / "out" / "benchmark.json").read_text())
@@ -59,7 +59,7 @@ def test_project_and_plain_flax_run_in_turns(tmp_path, without_mnist, norm):
     ],
 )
 def test_mistakes_get_one_line(tmp_path, without_mnist, flag, message):
-    error = refusal(COMMAND, "--peers=flax", f"--out={tmp_path / 'out'}", flag)
+    error = refusal(COMMAND, "--peers=flax", f"--output={tmp_path / 'out'}", flag)
     assert message in error and not (tmp_path / "out").exists()
 
 

@@ -49,7 +49,7 @@ def test_scores_are_paired_by_seed_and_ensembles_share_no_run():
 
 @pytest.mark.slow
 def test_the_test_set_is_scored_only_when_all_have_trained(tmp_path, digits_data_dir):
-    recipes = ("--recipe=configs/digits.py", "--reference=configs/tiny.py", "--seeds=2", "--ensemble=2")
+    recipes = ("--config=configs/digits.py", "--reference=configs/tiny.py", "--seeds=2", "--ensemble=2")
     arguments = (*recipes, f"--workdir={tmp_path}", "--", f"--config.data_dir={digits_data_dir}", *SMALL)
     with run_dir.claim(tmp_path / "digits" / "0"):  # as a training does whose command was killed
         process = start("experiments.record", *arguments)
@@ -89,7 +89,7 @@ def test_the_test_set_is_scored_only_when_all_have_trained(tmp_path, digits_data
     assert "goes on from here" in finish(process).stdout
 
     # Of another recipe in the same directory the ensemble is another, and what stands in its place gets one line.
-    swapped = ("--recipe=configs/tiny.py", "--reference=configs/digits.py", *arguments[2:])
+    swapped = ("--config=configs/tiny.py", "--reference=configs/digits.py", *arguments[2:])
     (tmp_path / "tiny_ensemble_2").mkdir()
     (tmp_path / "tiny_ensemble_2" / "notes.txt").touch()
     assert "tiny_ensemble_2 is neither empty nor an ensemble" in refusal("experiments.record", *swapped)
@@ -112,16 +112,16 @@ def test_parts_of_runs_count_for_the_time_left_and_for_no_run(capsys):
     [
         (["--ensemble=9"], "--seeds=9"),
         (["--workdir="], "names nothing"),
-        (["--recipe=configs/no.py"], "error: configs/no.py is no file"),
+        (["--config=configs/no.py"], "error: configs/no.py is no file"),
         (["--seeds=1"], "seeds"),
         (["oops"], "'oops' is no flag"),
-        (["--recipe=configs/default.py"], "two recipes of different names"),
-        (["--recipe={}/default.py"], "two recipes of different names"),
+        (["--config=configs/default.py"], "two recipes of different names"),
+        (["--config={}/default.py"], "two recipes of different names"),
         (["--views=3", "--", "--config.augment.final_scale=0.0"], "leave out --views"),
         (["--", "--config.augment.final_scales=0.0"], "did you mean"),
         (["--", "--config.batch_size=0"], "out of range"),
         (["--reference={}/other.py"], "get_config"),
-        (["--recipe=configs/digits.py"], "different datasets (digits, mnist)"),
+        (["--config=configs/digits.py"], "different datasets (digits, mnist)"),
     ],
 )
 def test_mistakes(arguments, hint, tmp_path):

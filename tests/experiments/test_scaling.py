@@ -26,7 +26,7 @@ def test_what_was_measured_of_one_recipe_is_not_taken_for_another(tmp_path, swee
             path = tmp_path / f"{recipe}-{'-'.join(map(str, fields.values()))}.json"
             path.write_text(json.dumps(measured))
     for recipe, shown in (("classic", "10,000"), ("default", "3,333")):
-        arguments = (f"--recipe=configs/{recipe}.py", "--sweeps=epochs,batch", f"--out={tmp_path}")
+        arguments = (f"--config=configs/{recipe}.py", "--sweeps=epochs,batch", f"--output={tmp_path}")
         assert shown in command("experiments.scaling", *arguments).stdout
         results = json.loads((tmp_path / "scaling.json").read_text())
         assert list(results) == ["epochs", "batch"] and len(results["batch"]) == len(sweeps["batch"])
@@ -37,11 +37,11 @@ def test_what_was_measured_of_one_recipe_is_not_taken_for_another(tmp_path, swee
 
 @pytest.mark.parametrize("sweeps", ["", "batch,size"])
 def test_a_sweep_that_is_unknown_gets_one_line(tmp_path, sweeps):
-    error = refusal("experiments.scaling", f"--sweeps={sweeps}", f"--out={tmp_path / 'out'}")
+    error = refusal("experiments.scaling", f"--sweeps={sweeps}", f"--output={tmp_path / 'out'}")
     assert "must be some of examples,epochs,batch" in error
     assert not (tmp_path / "out").exists()
 
 
 @needs_linux
 def test_what_training_refuses_is_told_once(tmp_path):
-    assert "no.py is no file" in refusal("experiments.scaling", "--recipe=no.py", f"--out={tmp_path}")
+    assert "no.py is no file" in refusal("experiments.scaling", "--config=no.py", f"--output={tmp_path}")
