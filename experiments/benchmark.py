@@ -1,7 +1,7 @@
 """Trains the same network in this project and in other libraries, in turns: who is how fast?
 
     pip install -e '.[peers]'
-    python -m experiments.benchmark [--peers=torch,keras,flax] [--batch=128,1024] [--dtype=bfloat16,float32] [--output=DIR]
+    python -m experiments.benchmark [--peers=torch,keras,flax] [--batch=128,1024] [--dtype=float32] [--output=DIR]
 
 The network is that of `configs/classic.py`, with `--batch_norm` after each convolution too; batches, their order and
 the optimizer are the same for all. Every contender (`experiments/benchmarks/contenders/`) is a process of its own that

@@ -45,7 +45,7 @@ SWEEPS: dict[str, list[dict[str, int]]] = {
 _CONFIG = flags.DEFINE_string("config", "configs/classic.py", "recipe that is trained")
 _SWEEPS = flags.DEFINE_list("sweeps", list(SWEEPS), "what is varied")
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "directory for runs and results; a new one under runs/scaling/ if not given"
+    "output", None, "directory of runs and results; a new one under runs/scaling/ if not given"
 )
 
 
