@@ -27,7 +27,7 @@ from jaxtyping import UInt8
 
 from mnist_flax.data import idx
 from mnist_flax.runtime import files
-from mnist_flax.runtime.cli import UserError, check_path, reason
+from mnist_flax.runtime.cli import UserError, check_path, option, reason
 
 VERSIONS = {"mnist": "3.0.1", "fashion_mnist": "3.0.1", "kmnist": "3.0.1", "digits": "1.0.0"}
 
@@ -99,14 +99,12 @@ def place_option() -> str:
 
 
 def _ways_out() -> str:
-    ways, field = f"name where it is prepared with {place_option()}", "config"
-    if field in flags.FLAGS:
-        field = "--config"
-    elif flags.FLAGS.is_parsed():  # a command whose runs or whose benchmark name the dataset
+    ways = f"name where it is prepared with {place_option()}"
+    if flags.FLAGS.is_parsed() and "config" not in flags.FLAGS:  # its runs, or its recipe, name the dataset
         return ways
     return (
-        f"{ways}, give the four original archives with {field}.archive_dir=DIR, "
-        f"or train on the embedded digits with {field}.dataset=digits"
+        f"{ways}, give the four original archives with {option('config.archive_dir', 'DIR')}, "
+        f"or train on the embedded digits with {option('config.dataset', 'digits')}"
     )
 
 

@@ -162,7 +162,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 def option(name: str, value: str) -> str:
     """How this command, or a call in Python, is told `value`: an error names no flag that the command does not have."""
-    return f"--{name}={value}" if name in flags.FLAGS else f"{name}={value}"
+    return f"--{name}={value}" if name.partition(".")[0] in flags.FLAGS else f"{name}={value}"
 
 
 def one_line(text: str) -> str:

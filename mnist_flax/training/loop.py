@@ -16,7 +16,7 @@ from mnist_flax.data import datasets
 from mnist_flax.data.feed import Block, make_feed
 from mnist_flax.models.cnn import make_model
 from mnist_flax.runtime import devices, distributed, run_dir, terminal
-from mnist_flax.runtime.cli import RunError, UserError
+from mnist_flax.runtime.cli import RunError, UserError, option
 from mnist_flax.runtime.settings import pinned
 from mnist_flax.training import checkpoint, debug, scoring
 from mnist_flax.training import step as train
@@ -281,7 +281,7 @@ def _check_finite(finite: jax.Array, step: int) -> None:
 def _diverged(what: str, step: int) -> RunError:
     return RunError(
         f"{what} at step {step}: lower config.optimizer.learning_rate or set config.optimizer.clip_norm; the last "
-        "good checkpoint is kept, and the same run with config.debug=True names the layer"
+        f"good checkpoint is kept, and the same command with {option('config.debug', 'true')} names the layer"
     )
 
 

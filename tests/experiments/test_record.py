@@ -117,7 +117,7 @@ def test_parts_of_runs_count_for_the_time_left_and_for_no_run(capsys):
         (["oops"], "'oops' is no flag"),
         (["--config=configs/default.py"], "two recipes of different names"),
         (["--config={}/default.py"], "two recipes of different names"),
-        (["--views=3", "--", "--config.augment.final_scale=0.0"], "leave out --views"),
+        (["--views=3", "--", "--config.augment.final_scale=0.0"], "leave them out"),
         (["--", "--config.augment.final_scales=0.0"], "did you mean"),
         (["--", "--config.batch_size=0"], "out of range"),
         (["--reference={}/other.py"], "get_config"),
