@@ -6,6 +6,7 @@ One example of each class, in rows: as it is; moved, all geometric kinds togethe
 has on, at the strength it sets, but every example; and three times as training sees it.
 """
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 from pathlib import Path
 from typing import TYPE_CHECKING
 

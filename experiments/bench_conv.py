@@ -6,6 +6,7 @@ Every product layer runs inside a compiled loop, as in training; `lax` outside, 
 convolutions in loops far slower still. Times are medians of runs taken in turns, in ms for one layer.
 """
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 import time
 from collections.abc import Callable
 from functools import partial

@@ -9,6 +9,7 @@ included: nothing was compiled before. `scaling` compares sizes of one populatio
 comes with the extra `peers`.
 """
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 import itertools
 import json
 import os

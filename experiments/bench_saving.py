@@ -7,6 +7,7 @@ medians in milliseconds: how long training's own thread is kept, how long until 
 `--directory` chooses the disk. The records in a checkpoint are those of the epochs before it, one for each split.
 """
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 import contextlib
 import json
 import os

@@ -4,6 +4,7 @@ Prints the time of one prediction in the process, of the predict command from it
 page of 500 digits, and what the server does for 32 clients at once. Clients and server share this machine.
 """
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 import asyncio
 import itertools
 import json

@@ -6,6 +6,7 @@ answer at its place is right; `?` and digits that were not found count against i
 are, and nothing else was taken for a part of it. It takes about 2 minutes on 2 cores.
 """
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 from typing import NamedTuple
 
 import numpy as np

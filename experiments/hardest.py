@@ -6,6 +6,7 @@ that Northcutt, Athalye and Mueller validated ("Pervasive label errors in test s
 benchmarks", arXiv:2103.14749), where no majority of five people confirmed the label.
 """
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path

@@ -7,6 +7,7 @@ under the run directory, checkpoints kept; and reads metrics.jsonl and the Tenso
 every moment. Prints medians over each tenth of the run, and writes `DIR.json` beside the run directory DIR.
 """
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 import contextlib
 import json
 import statistics

@@ -3,6 +3,7 @@
 python -m experiments.population --config=configs/default.py --seeds=16 --config.num_epochs=3
 """
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 from collections.abc import Sequence
 from pathlib import Path
 

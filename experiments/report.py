@@ -2,6 +2,7 @@
 
 from __future__ import annotations  # Optuna's types without its import
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 import math
 import warnings
 from collections.abc import Mapping, Sequence

@@ -12,6 +12,7 @@ Writes `scaling.json` and `scaling.png` to `--output`. A measurement found there
 
 from __future__ import annotations  # matplotlib's types without its import
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 import os
 import subprocess
 import sys

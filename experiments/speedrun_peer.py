@@ -8,6 +8,7 @@ One epoch of all 60,000 images: convolutions 5-24 and 3-32, each with ReLU and 2
 freed memory (see `contenders/__init__.py`).
 """
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 import os
 import sys
 import time

@@ -7,6 +7,7 @@
 The same command goes on with a study, or joins it as one more worker.
 """
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 import importlib.util
 import shlex
 import sys

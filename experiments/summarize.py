@@ -1,5 +1,6 @@
 """Mean, standard deviation and interval over finished runs of one recipe: `python -m experiments.summarize RUN...`."""
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence

@@ -3,6 +3,7 @@
 Members are taken as they are named; see `mnist_flax.inference.ensemble`.
 """
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 from pathlib import Path
 
 from absl import flags

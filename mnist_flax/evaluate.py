@@ -3,6 +3,7 @@
 python -m mnist_flax.evaluate RUN [--split=test] [--views=N | --corruptions]
 """
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 from absl import flags
 
 from mnist_flax.inference import model_flags

@@ -4,6 +4,7 @@ The file appears under its name only after its own runtime has loaded it back an
 whole test split.
 """
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 import signal
 import sys
 from pathlib import Path

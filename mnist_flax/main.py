@@ -1,5 +1,6 @@
 """Trains a model as a config says: `python -m mnist_flax.main --config=configs/default.py [--workdir=DIR]`."""
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 import shlex
 import sys
 from pathlib import Path

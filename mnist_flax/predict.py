@@ -3,6 +3,7 @@
 FILE is an image, a directory of images, or `-` for a list of names on standard input.
 """
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 import json
 import sys
 from pathlib import Path

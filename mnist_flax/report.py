@@ -1,5 +1,6 @@
 """Draws the report of a finished run anew: `python -m mnist_flax.report RUN`."""
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 from pathlib import Path
 
 from mnist_flax.runtime import cli, run_dir

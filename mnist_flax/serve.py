@@ -1,5 +1,6 @@
 """Serves a trained model: a page to draw on and an API, `python -m mnist_flax.serve RUN [--port=8000]`."""
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 import contextlib
 import signal
 

@@ -14,6 +14,7 @@ found there. Disks are small file systems in memory, for which the command must 
 (Debian's package `faketime`); what cannot be done is left out and said.
 """
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 import json
 import shutil
 import time

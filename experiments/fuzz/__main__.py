@@ -5,6 +5,7 @@ limit of time and memory for each input, and prints a table. A finding is whatev
 hang or a lack of memory; the input is kept under --output, and the exit status is 1.
 """
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 import json
 import os
 import shutil

@@ -7,6 +7,7 @@ trained are they scored, averaged to ensembles, and compared by McNemar's test. 
 again: finished runs stay, interrupted ones go on. What follows `--` goes to every training command.
 """
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 from collections.abc import Sequence
 from pathlib import Path
 

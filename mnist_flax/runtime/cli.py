@@ -18,13 +18,6 @@ from urllib.parse import unquote, urlsplit
 
 from absl import app, flags, logging
 
-# A command of ours is about to run: while it still imports (until `run`), Ctrl-C ends it quietly.
-_main = getattr(sys.modules["__main__"], "__spec__", None)
-_OURS = _main is not None and _main.name.startswith(("mnist_flax.", "experiments."))
-if _OURS:
-    gc.set_threshold(500_000)  # what imports and tracing make stays; garbage was looked for in it again and again
-if _OURS and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 STARTED = time.perf_counter()  # every command imports this module first: about when its process began
 # Failures of storage, which can come up wherever a file is written: one line says all there is to say.
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
@@ -246,7 +239,7 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")  # names of files are bytes
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see above
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see quiet_start.py
         signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()

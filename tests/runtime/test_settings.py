@@ -114,7 +114,7 @@ def config(digits_data_dir):
     config.dataset, config.data_dir = "digits", str(digits_data_dir)
     config.train_examples, config.batch_size, config.num_epochs = 320, 64, 2
     config.model.channels, config.model.pool_sizes, config.model.dense = (4,), (2,), (8,)
-    config.model.batch_norm, config.model.conv_dropout_rate, config.model.compute_dtype = True, 0.1, "float32"
+    config.model.batch_norm, config.model.dropout_rate, config.model.compute_dtype = True, 0.1, "float32"
     config.optimizer.clip_norm, config.optimizer.label_smoothing, config.optimizer.ema_decay = 1.0, 0.1, 0.9
     return config
 
