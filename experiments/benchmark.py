@@ -15,9 +15,9 @@ machine changes at times.
 Writes `benchmark.json` and `benchmark.png` to `--output`. On a GPU the same command runs (with --batch=128,1024,8192).
 """
 
-import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 from __future__ import annotations  # matplotlib's types without its import
 
+import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 import contextlib
 import importlib.util
 import json

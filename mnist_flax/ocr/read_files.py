@@ -100,11 +100,11 @@ def make_apart(items: Sequence[Item], directory: Path) -> Sequence[Item]:
     place = os.path.realpath(directory)
     for name in (item.name for item in items if os.path.exists(item.name)):
         if place in (os.path.dirname(os.path.realpath(name)), os.path.realpath(os.path.dirname(name))):
-            raise cli.UserError(f"{directory} holds {name}, which is to be read: name another --annotate")
+            raise cli.UserError(f"{directory} holds {name}, which is to be read: name another directory")
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise cli.UserError(f"--annotate={directory} cannot be made ({error.strerror}): name another") from error
+        raise cli.UserError(f"{directory} cannot be made ({error.strerror}): name another") from error
     return items
 
 
