@@ -107,7 +107,7 @@ def _convert(network: Any, variables: Mapping[str, Any]) -> Any:
     except ImportError as error:
         raise cli.UserError(
             "ONNX of a network that is not built in needs jax2onnx: run pip install 'mnist_flax[export-any]', "
-            "or use --format=stablehlo"
+            "or use the format stablehlo"
         ) from error
     # ONNX Runtime's basic optimisations stay within the standard: transpositions between JAX's layout and that
     # of ONNX cancel out, biases go into their convolutions, and constant shapes are computed.
@@ -263,7 +263,7 @@ def _failures_of(converter: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = f"{type(error).__name__}: {cli.reason(error)}"
-        raise cli.RunError(f"{converter} cannot convert the network ({reason}): try another --format") from error
+        raise cli.RunError(f"{converter} cannot convert the network ({reason}): try another format") from error
 
 
 @contextlib.contextmanager

@@ -116,7 +116,7 @@ def test_onnx_holds_every_kind_of_network(name, tmp_path):
         together, configs, _, variables = ensemble("plain", "norms", "valid_average")
     else:
         together, variables = network(configs[0]), random_variables(configs[0])
-    trained = run_dir.Run(None, configs[0], together, variables, tuple("0123456789"), tuple(configs[1:]))
+    trained = Run(None, configs[0], together, variables, tuple("0123456789"), tuple(configs[1:]))
     formats.export_onnx(trained, np.zeros((0, 28, 28), np.uint8), tmp_path / "model.onnx")
     predict = formats.load_onnx(tmp_path / "model.onnx")
     images = np.random.default_rng(0).integers(0, 256, (7, 28, 28), np.uint8)
