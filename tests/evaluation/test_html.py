@@ -32,4 +32,7 @@ def test_files_are_shown_as_base64(tmp_path):
 def test_a_template_finds_its_own_directory_first_and_then_the_packages(tmp_path):
     (tmp_path / "part.jinja").write_text("mine")
     assert render(tmp_path, "{% include 'part.jinja' %}") == "mine"
-    assert "<!doctype html>" in render(tmp_path, "{% extends 'base.html.jinja' %}", name="", heading="").lower()
+    blocks = "{% block subject %}mine{% endblock %}{% block tables %}{% endblock %}"
+    values = {"name": "run", "heading": "all right", "tiles": [], "pictures": {}}
+    found = render(tmp_path, "{% extends 'base.html.jinja' %}" + blocks, **values)
+    assert found.startswith("<!DOCTYPE html>") and "<h1>all right</h1><p>mine</p>" in found
