@@ -66,8 +66,7 @@ def check_directory(directory: Path, paths: Sequence[Path]) -> None:
         now = run_dir.read_summary(Path(member["path"]))  # None if the run is gone, as it may
         if now and now["train_seconds"] != member.get("train_seconds"):
             raise cli.UserError(
-                f"{directory} is of {member['path']} as it was before it was trained anew: "
-                "use another directory"
+                f"{directory} is of {member['path']} as it was before it was trained anew: use another directory"
             )
 
 

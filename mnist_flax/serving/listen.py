@@ -21,9 +21,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(512)
     except (OSError, UnicodeError) as error:  # UnicodeError: a label of the name is empty or too long
         reason = error.strerror if isinstance(error, OSError) else "no host has such a name"
-        raise cli.UserError(
-            f"cannot listen at {host}, port {port} ({reason}): choose another port or host"
-        ) from error
+        raise cli.UserError(f"cannot listen at {host}, port {port} ({reason}): choose another port or host") from error
     return listener
 
 
