@@ -138,7 +138,8 @@ class Run:
 
     def predict(self, images: np.ndarray) -> Float[np.ndarray, "n classes"]:
         """Returns class probabilities in float32: the softmax of `logits`, which takes the same images."""
-        return np.exp(metrics.log_softmax(self.logits(images))).astype(np.float32)
+        probabilities: np.ndarray = np.exp(metrics.log_softmax(self.logits(images)))
+        return probabilities.astype(np.float32)
 
     def features(self, images: np.ndarray) -> dict[str, Float[np.ndarray, "n ..."]]:
         """Returns what each layer makes of images, {layer name: activations}, in the order of computation.
@@ -149,11 +150,11 @@ class Run:
         return self._features(predictor.check_images(images, IMAGE_SIZE))
 
     @cached_property
-    def _logits(self) -> Callable:
+    def _logits(self) -> Callable[[predictor.Images], Float[np.ndarray, "n classes"]]:
         return predictor.make_logits(self._trained)
 
     @cached_property
-    def _features(self) -> Callable:
+    def _features(self) -> Callable[[predictor.Images], dict[str, Float[np.ndarray, "n ..."]]]:
         return predictor.make_features(self._trained)
 
     def evaluate(self, split: str = "test", views: int = 1) -> dict[str, Any]:
