@@ -83,7 +83,9 @@ def command(module: str, *arguments: object, status: int | None = 0, devices: in
 
 def refusal(module: str, *arguments: object, **variables: str) -> str:
     """The one line in which a command refuses what it is given."""
-    error = finish(start(module, *arguments, **variables), 2).stderr
+    # Variables may be of libraries that read them while they are imported.
+    ended = finish(start(module, *arguments, **variables), 2) if variables else command(module, *arguments, status=2)
+    error = ended.stderr
     assert error.startswith("error: ") and error.count("\n") == 1, error
     return error
 

@@ -66,6 +66,15 @@ def arguments(digits_data_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def finished(arguments, tmp_path_factory):
+    """A study of one worker: its directory and its command."""
+    place = tmp_path_factory.mktemp("studies") / "finished"
+    command_line = (*arguments, f"--workdir={place}", "--trials=6")
+    command("experiments.study", *command_line)
+    return place, command_line
+
+
+@pytest.fixture(scope="module")
 def shared(arguments, tmp_path_factory):
     """A study that two workers shared until one was killed: its directory, and what was complete at that moment."""
     place = tmp_path_factory.mktemp("studies") / "shared"
@@ -94,6 +103,7 @@ def shared(arguments, tmp_path_factory):
     return place, command_line, before, mine, out
 
 
+@pytest.mark.slow
 def test_a_killed_worker_loses_no_finished_trial_and_its_others_are_tried_again(shared):
     place, _, before, mine, out = shared
     complete = trials(place, COMPLETE)
@@ -109,16 +119,16 @@ def test_a_killed_worker_loses_no_finished_trial_and_its_others_are_tried_again(
     assert len({tuple(t.params.values()) for t in complete}) == 15
 
 
-def test_the_same_command_does_nothing_more_and_a_larger_one_goes_on(shared):
-    place, command_line, *_ = shared
+def test_the_same_command_does_nothing_more_and_a_larger_one_goes_on(finished):
+    place, command_line = finished
     out = command("experiments.study", *command_line).stdout
-    assert "trained" not in out and len(trials(place, COMPLETE)) == 15
-    command("experiments.study", *command_line[:-1], "--trials=17", "--sampler=tpe")
-    assert len(trials(place, COMPLETE)) == 17
+    assert "trained" not in out and len(trials(place, COMPLETE)) == 6
+    command("experiments.study", *command_line[:-1], "--trials=8", "--sampler=tpe")
+    assert len(trials(place, COMPLETE)) == 8
 
 
-def test_trials_are_what_main_would_train(shared, digits_data_dir, tmp_path):
-    place = shared[0]
+def test_trials_are_what_main_would_train(finished, digits_data_dir, tmp_path):
+    place, _ = finished
     best = confirm.best_trial(open_study(place))
     ended = command("mnist_flax.main", f"--config={place / 'winner.py'}", f"--config.data_dir={digits_data_dir}",
                     f"--workdir={tmp_path / 'run'}")  # fmt: skip
@@ -127,8 +137,8 @@ def test_trials_are_what_main_would_train(shared, digits_data_dir, tmp_path):
     assert 1 - summary["validation_accuracy"] == pytest.approx(best.value, abs=0.0051)
 
 
-def test_confirmation_pairs_fresh_seeds(shared):
-    place = shared[0]
+def test_confirmation_pairs_fresh_seeds(finished):
+    place, _ = finished
     out = command("experiments.study", "confirm", place, "--seeds=3").stdout
     found = json.loads((place / "confirmation.json").read_text())
     assert found["seeds"] == [1_000_000, 1_000_001, 1_000_002]
@@ -296,8 +306,8 @@ def test_heartbeats_outlive_a_failure_of_the_database(tmp_path):
             time.sleep(0.02)
 
 
-def test_mistakes_get_one_line_and_leave_the_study_as_it_was(shared, arguments, tmp_path):
-    place, command_line, *_ = shared
+def test_mistakes_get_one_line_and_leave_the_study_as_it_was(finished, arguments, tmp_path):
+    place, command_line = finished
     before = (place / "study.json").read_bytes(), len(trials(place))
     other = study_file(tmp_path / "other.py", SEARCH.replace("3e-2", "2e-2"))
     unnamed = study_file(tmp_path / "search.cfg")
@@ -322,4 +332,4 @@ def test_mistakes_get_one_line_and_leave_the_study_as_it_was(shared, arguments, 
         assert re.search(hint, refusal("experiments.study", *wrong))
     assert not (tmp_path / "new" / "study.json").exists()
     assert before == ((place / "study.json").read_bytes(), len(trials(place)))
-    assert len(worker.live(trials(place))) >= 15
+    assert len(worker.live(trials(place))) >= 6
