@@ -31,7 +31,7 @@ from mnist_flax.inference.run import Run
 from mnist_flax.ocr import decode, page_reader
 from mnist_flax.runtime import cli, config_flag, run_dir, terminal
 from mnist_flax.runtime import config as config_lib
-from mnist_flax.runtime.run_dir import read_records
+from mnist_flax.runtime.metrics_log import read_records
 from mnist_flax.serving import json_api
 
 Feed = Callable[[bytes], object]

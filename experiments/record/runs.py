@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from mnist_flax.experiments.benchmarks import cores
 from mnist_flax.runtime import run_dir, terminal
 from mnist_flax.runtime.cli import RunError, UserError
-from mnist_flax.runtime.run_dir import read_records
+from mnist_flax.runtime.metrics_log import read_records
 
 _POLL_SECONDS = 0.5
 

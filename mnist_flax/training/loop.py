@@ -15,7 +15,7 @@ from rich.console import Console
 from mnist_flax.data import datasets
 from mnist_flax.data.feed import Block, make_feed
 from mnist_flax.models.cnn import make_model
-from mnist_flax.runtime import devices, distributed, run_dir, terminal
+from mnist_flax.runtime import devices, distributed, metrics_log, run_dir, terminal
 from mnist_flax.runtime.cli import RunError, UserError, option
 from mnist_flax.runtime.settings import pinned
 from mnist_flax.training import checkpoint, debug, scoring
@@ -88,7 +88,7 @@ def fit(
     if "metrics" not in extra:
         raise UserError(f"{directory} was begun by an earlier version: finish it with that one, or train in another")
     earlier_seconds = extra["train_seconds"]
-    metrics = run_dir.Metrics(directory if distributed.is_first() else None, extra["metrics"])
+    metrics = metrics_log.Metrics(directory if distributed.is_first() else None, extra["metrics"])
     if step == total_steps or _early_stop(config, metrics.records):  # ended after its last epoch, without a summary
         checkpoints.close()
         metrics.close()
@@ -188,7 +188,7 @@ class _Log:
     def __init__(
         self,
         config: ConfigDict,
-        metrics: run_dir.Metrics,
+        metrics: metrics_log.Metrics,
         checkpoints: checkpoint.Checkpoints,
         earlier_seconds: float,
         steps_per_epoch: int,
