@@ -61,7 +61,9 @@ def draw(
     scores = metrics.evaluate_logits(logits, labels)
     curves = {}
     if "members" not in run_dir.read_json(directory / "config.json"):
-        curves["learning_curves"] = figures.figure_learning_curves(metrics_log.read_records(directory / "metrics.jsonl"))
+        curves["learning_curves"] = figures.figure_learning_curves(
+            metrics_log.read_records(directory / "metrics.jsonl")
+        )
     drawn = curves | {
         "confusion_matrix": figures.figure_confusion(np.array(scores["confusion"]), class_names),
         "filters": figures.figure_filters(np.asarray(kernel)),
