@@ -185,16 +185,16 @@ def feed_study(directory: Path) -> Feed:
     """study.json, and what the report makes of it."""
     from mnist_flax.experiments import report as study_report
     from mnist_flax.experiments.research import directory as study_directory
-    from mnist_flax.experiments.research import study_figures
+    from mnist_flax.experiments.research import study_axes
 
     (directory / "config.json").write_bytes(config_seeds()[0])
-    trial = study_figures.Trial(0, {"seed": 1}, "complete", 0.1, [])
+    trial = study_axes.Trial(0, {"seed": 1}, "complete", 0.1, [])
 
     def feed(data: bytes) -> None:
         (directory / "study.json").write_bytes(data)
         record = study_directory.read(directory)
         for key, scale in record.scales.items():
-            study_figures.make_axis(key, scale)
+            study_axes.make_axis(key, scale)
         study_report.page(record, [trial], [], [], None, {}).encode(errors="backslashreplace")
 
     return feed

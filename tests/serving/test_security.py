@@ -16,7 +16,7 @@ import pytest
 from mnist_flax.data import prepare
 from mnist_flax.evaluation import metrics, report
 from mnist_flax.experiments import report as study_report
-from mnist_flax.experiments.research import confirm, directory, space, study_figures
+from mnist_flax.experiments.research import confirm, directory, space, study_axes
 from mnist_flax.runtime import metrics_log, run_dir
 from mnist_flax.runtime.config import default_config
 from tests.commands import ROOT, command, environment, refusal
@@ -338,7 +338,7 @@ def test_a_study_report_escapes_whatever_it_shows(attack):
     config = default_config()
     config.dataset = attack
     record = directory.StudyRecord(attack, "sqlite:///x", config, plan, {attack: scale})
-    trial = study_figures.Trial(0, {attack: attack}, "complete", 0.1, [])
+    trial = study_axes.Trial(0, {attack: attack}, "complete", 0.1, [])
     failed = optuna.create_trial(state=optuna.trial.TrialState.FAIL, user_attrs={"error": attack})
     page = study_report.page(record, [trial], [failed], [attack], None, {"curves": b"png"})
     assert is_harmless(page, KNOWN).text.count(attack) >= 8
