@@ -57,7 +57,7 @@ def readers(trained):
     return [
         lambda: run_dir.read_summary(trained) or 1 / 0, lambda: metrics_log.read_records(trained / "metrics.jsonl"),
         lambda: load_run(trained, "last"), lambda: load_run(trained, "best"),
-        lambda: classifier.load_reader(load_run(trained)), lambda: datasets.load(config),
+        lambda: classifier.load_classifier(load_run(trained)), lambda: datasets.load(config),
     ]
 
 def read_all(trained):
