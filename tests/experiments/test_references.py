@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mnist_flax.experiments.research import confirm, members, space
 from mnist_flax.runtime.cli import UserError
 from mnist_flax.runtime.config import flatten
-from mnist_flax.training import step
+from mnist_flax.training.state import hyperparameters
 from tests.commands import command, finish, start
 from tests.experiments.test_study import COMPLETE, open_study, trials
 
@@ -94,7 +94,7 @@ def test_hyperparameters_of_a_member_are_those_of_its_own_run(recipe, digits_dat
     assert members.program_key(follow[0]) == members.program_key(follow[1])
     columns = members.merged(follow)[1]
     for i, member in enumerate(follow):
-        own = {key: np.float32(value) for key, value in step.hyperparameters(member).items()}
+        own = {key: np.float32(value) for key, value in hyperparameters(member).items()}
         assert {key: column[i] for key, column in columns.items() if key != "optimizer.clip_norm"} == {
             key: value for key, value in own.items() if key != "optimizer.clip_norm"
         }
