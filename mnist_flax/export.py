@@ -20,12 +20,12 @@ _FORMAT = flags.DEFINE_enum("format", None, list(formats.FORMATS), "what to writ
 _OUTPUT = flags.DEFINE_string("output", None, "directory to write to; RUN/export if not given.")
 
 
-def print_export(export: formats.Export) -> None:
+def print_export(export: formats.Export, latencies: dict[int, dict[str, formats.Latency]]) -> None:
     """Prints what was written, and how it stands beside the Flax model."""
     name, comparison = export.name, export.comparison
-    shown = table("", "accuracy", *(f"ms at batch {batch}" for batch in export.latencies))
+    shown = table("", "accuracy", *(f"ms at batch {batch}" for batch in latencies))
     for model, accuracy in ((name, comparison.accuracy), ("Flax", comparison.flax_accuracy)):
-        spans = (models[model] for models in export.latencies.values())
+        spans = (models[model] for models in latencies.values())
         shown.add_row(model, f"{accuracy:.2%}", *(f"{ms.median:.3g} ({ms.low:.3g} to {ms.high:.3g})" for ms in spans))
     console.print(shown)
     console.print(f"on all {comparison.examples:,} test examples, on the CPU; times: median (quartiles), in turns")
@@ -52,7 +52,9 @@ def main(argv: list[str]) -> None:
     trained = model_flags.load(argv[1])
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that no draft is left behind
     path = directory / formats.FORMATS[_FORMAT.value].file_name
-    print_export(formats.export(trained, datasets.load(trained.config), _FORMAT.value, path))
+    splits = datasets.load(trained.config)
+    export = formats.export(trained, splits, _FORMAT.value, path)
+    print_export(export, formats.latencies(export.models, splits.test.images))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def _changes(recorded: Mapping[str, Any], wanted: Mapping[str, Any], directory: 
     try:
         return config_lib.differences(space.recorded_identity(recorded), wanted)
     except UserError as error:
-        raise UserError(f"{directory} holds a study of another version ({error}): use another --workdir") from error
+        raise UserError(f"{directory} holds a study of another version ({error}): use another directory") from error
 
 
 def _queue_sweep(study: optuna.Study, definition: space.Definition) -> None:

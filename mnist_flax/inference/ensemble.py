@@ -59,15 +59,14 @@ def check_directory(directory: Path, paths: Sequence[Path]) -> None:
         return
     recorded = [member["path"] for member in run_dir.read_members(directory)]
     if not recorded:
-        raise cli.UserError(f"--workdir={directory} holds a run: use another directory")
+        raise cli.UserError(f"{directory} holds a run: use another directory")
     if sorted(recorded) != sorted(map(str, paths)):
-        raise cli.UserError(f"--workdir={directory} holds an ensemble of other runs: use another directory")
+        raise cli.UserError(f"{directory} holds an ensemble of other runs: use another directory")
     for member in run_dir.read_recorded(directory)["members"] if run_dir.read_summary(directory) else ():
         now = run_dir.read_summary(Path(member["path"]))  # None if the run is gone, as it may
         if now and now["train_seconds"] != member.get("train_seconds"):
             raise cli.UserError(
-                f"--workdir={directory} is of {member['path']} as it was before it was trained anew: "
-                "use another directory"
+                f"{directory} is of {member['path']} as it was before it was trained anew: use another directory"
             )
 
 

@@ -107,7 +107,7 @@ def _convert(network: Any, variables: Mapping[str, Any]) -> Any:
     except ImportError as error:
         raise cli.UserError(
             "ONNX of a network that is not built in needs jax2onnx: run pip install 'mnist_flax[export-any]', "
-            "or use --format=stablehlo"
+            "or use the format stablehlo"
         ) from error
     # ONNX Runtime's basic optimisations stay within the standard: transpositions between JAX's layout and that
     # of ONNX cancel out, biases go into their convolutions, and constant shapes are computed.
@@ -263,7 +263,7 @@ def _failures_of(converter: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = f"{type(error).__name__}: {cli.reason(error)}"
-        raise cli.RunError(f"{converter} cannot convert the network ({reason}): try another --format") from error
+        raise cli.RunError(f"{converter} cannot convert the network ({reason}): try another format") from error
 
 
 @contextlib.contextmanager
@@ -317,7 +317,15 @@ class Latency(NamedTuple):
     high: float
 
 
-def latencies(models: Mapping[str, Predict], images: Images, repeats: int) -> dict[str, Latency]:
+def latencies(models: Mapping[str, Predict], images: Images) -> dict[int, dict[str, Latency]]:
+    """Milliseconds a call by batch size, then by model; the batches are made of these images."""
+    return {
+        batch: _latencies(models, np.resize(images, (batch, *images.shape[1:])), repeats)
+        for batch, repeats in LATENCY_BATCHES.items()
+    }
+
+
+def _latencies(models: Mapping[str, Predict], images: Images, repeats: int) -> dict[str, Latency]:
     """Times models in turns on the same images, so that whatever else the machine does falls on all alike."""
     times: dict[str, list[float]] = {name: [] for name in models}
     for repeat in range(-3, repeats):  # the first calls compile and warm up
@@ -339,12 +347,12 @@ def check_packages(name: str) -> None:
 
 
 class Export(NamedTuple):
-    """A finished export and what was measured of it."""
+    """A finished export, beside the model that it is of."""
 
     name: str  # of the format
     path: Path
     comparison: Comparison
-    latencies: dict[int, dict[str, Latency]]  # by batch size, then by model: the format's name and "Flax"
+    models: dict[str, Predict]  # by name: the format's, and "Flax"
 
 
 @pinned()
@@ -371,12 +379,8 @@ def export(trained: Run, splits, name: str, path: Path) -> Export:
         models = {name: kind.load(draft, network), "Flax": flax_predict(trained.model, trained.variables)}
         comparison = compare(models[name], models["Flax"], splits.test, trained.config.eval_batch_size)
         check_parity(comparison, kind)
-        timings = {
-            batch: latencies(models, np.resize(splits.test.images, (batch, 28, 28)), repeats)
-            for batch, repeats in LATENCY_BATCHES.items()
-        }
         files.write(path, draft.read_bytes())
-    return Export(name, path, comparison, timings)
+    return Export(name, path, comparison, models)
 
 
 def calibration_images(images: Images) -> Images:

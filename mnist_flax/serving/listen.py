@@ -21,9 +21,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(512)
     except (OSError, UnicodeError) as error:  # UnicodeError: a label of the name is empty or too long
         reason = error.strerror if isinstance(error, OSError) else "no host has such a name"
-        raise cli.UserError(
-            f"cannot listen at {host}, port {port} ({reason}): choose another --port or --host"
-        ) from error
+        raise cli.UserError(f"cannot listen at {host}, port {port} ({reason}): choose another port or host") from error
     return listener
 
 
@@ -65,7 +63,7 @@ def check_names(allowed: Sequence[str]) -> list[str]:
         except ValueError:
             if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
                 raise cli.UserError(
-                    f"--allowed_hosts: {name!r} is not the name of a host: "
+                    f"allowed_hosts: {name!r} is not the name of a host: "
                     "give names alone, without scheme and port, international ones as xn--..."
                 ) from None
     return [canonical_host(name) for name in allowed]

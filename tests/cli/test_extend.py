@@ -10,9 +10,9 @@ import pytest
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.runtime import run_dir
 from mnist_flax.runtime.cli import UserError
-from mnist_flax.training import step
 from mnist_flax.training.augment import strength_at
 from mnist_flax.training.optimizer import make_schedule
+from mnist_flax.training.state import hyperparameters
 from tests.commands import command, final_state, records, refusal
 
 TINY = (
@@ -80,7 +80,7 @@ def is_spread(config) -> bool:
     """Whether learning rate or augmentation of the first epochs change when there are more."""
 
     def course(epochs: int) -> list:
-        hyper = step.hyperparameters(config) | {"num_epochs": float(epochs)}
+        hyper = hyperparameters(config) | {"num_epochs": float(epochs)}
         schedule = make_schedule(config.optimizer.schedule, hyper, 10)
         fields = {name: hyper[f"augment.{name}"] for name, value in config.augment.items() if value}
         strengths = [strength_at(jnp.float32(step / 10), hyper["num_epochs"], fields) for step in range(30)]

@@ -155,6 +155,13 @@ def test_what_does_not_fit_is_one_line(digits_data_dir, changes, message):
         datasets.load(config_for(digits_data_dir, **changes))
 
 
+def test_labels_beyond_the_classes_are_refused(digits_data_dir, monkeypatch):
+    monkeypatch.setitem(datasets.CLASS_NAMES, "digits", datasets.CLASS_NAMES["digits"][:9])
+    config = config_for(digits_data_dir)
+    with pytest.raises(UserError, match="labels beyond the 9 classes: delete it"):
+        datasets.load(config)
+
+
 def test_real_mnist_loads(mnist_data_dir):
     splits = datasets.load(config_for(mnist_data_dir, dataset="mnist", validation_examples=5_000))
     assert [len(split.labels) for split in splits[:3]] == [55_000, 5_000, 10_000]

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from mnist_flax.data import datasets
-from mnist_flax.evaluation import corruptions, robustness, robustness_figures
+from mnist_flax.evaluation import corruptions, robustness
 from mnist_flax.evaluation.corruptions import FAMILIES, SEVERITIES
 from mnist_flax.inference.predictor import make_logits
 from mnist_flax.inference.run import load_run
@@ -86,25 +86,6 @@ def test_what_is_printed_says_whether_there_is_a_temperature(measured, temperatu
     split, found = measured
     robustness.print_results(robustness.summarize(found, split.labels, temperature))
     assert ("no temperature scaling" in capsys.readouterr().out) == (temperature is None)
-
-
-@pytest.mark.parametrize("temperature", [2.0, None])
-def test_figures_show_the_results(measured, temperature):
-    split, found = measured
-    results = robustness.summarize(found, split.labels, temperature)
-    figures = robustness_figures.draw(results, split.images)
-    cells = [text.get_text() for text in figures["corrupted_accuracy"].axes[0].texts]
-    shares = np.array(list(found.corrupted.values()))
-    assert cells == [f"{100 * share:.1f}" for share in (*shares.ravel(), *shares.mean(axis=0))]
-    assert len(figures["corruptions"].axes[0].images) == 15 * 6
-    for figure in figures.values():
-        figure.canvas.draw()
-    assert {axes.get_ylabel() for axes in figures["affine"].axes} == {"accuracy"}
-    clean, corrupted = figures["calibration"].axes
-    ways = [text.get_text().partition(":")[0] for text in clean.get_legend().get_texts()]
-    assert ways == ["unscaled", "temperature scaled"][: len(results["calibration"]["clean"])]
-    last, first = clean.get_xticklabels()[-1], corrupted.get_xticklabels()[0]
-    assert first.get_window_extent().x0 - last.get_window_extent().x1 > 10  # pixels, of 992
 
 
 def test_command_writes_results_and_figures(digits_run):

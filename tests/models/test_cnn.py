@@ -59,7 +59,7 @@ def test_logits_are_float32_whatever_computes_them(logits_batch_norm):
 
 
 def together():
-    return Ensemble((build(channels=(2,), dense=()), build(channels=(3,), dense=())))
+    return Ensemble(tuple(build(channels=(n,), pool_sizes=(2,), dense=()) for n in (2, 3)))
 
 
 @pytest.mark.parametrize("make", [build, together])
@@ -70,7 +70,7 @@ def test_images_may_have_a_channel_and_are_refused_by_name(make):
     np.testing.assert_array_equal(network.apply(variables, batch[..., None]), expected)
     assert network.apply(variables, batch[:0]).shape == (0, 10)
     for dtype in (np.uint8, np.int32, bool):
-        with pytest.raises(TypeError, match=f"images are {np.dtype(dtype)}, not floats .*: divide pixels"):
+        with pytest.raises(TypeError, match=rf"images are {np.dtype(dtype)}, not floats .*: divide"):
             network.apply(variables, np.zeros((3, 28, 28), dtype))
     for shape in ((28, 28), (3, 784), (3, 1, 28, 28), (3, 28, 28, 3), (1, 3, 28, 28, 1)):
         with pytest.raises(ValueError, match=re.escape(f"images have shape {shape}: give [n, height, width]")):

@@ -173,21 +173,3 @@ def test_a_network_trains_as_with_flaxs_module(impl):
     ours = objective(lambda v: model.apply(v, batch, dropout_keys=keys, mutable=["batch_stats"]))
     expected = objective(lambda v: theirs.apply(v, batch[..., None], mutable=["batch_stats"]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), ours, expected)
-
-
-@pytest.mark.parametrize("size", [1, 2, 3])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_relu_and_pooling_are_the_same_in_all_implementations(size, dtype):
-    x = jnp.asarray(np.random.default_rng(size).standard_normal((4, 7, 8, 3)), dtype)  # windows of 2 and 3 leave a rest
-
-    def of(x, impl):
-        return conv.from_internal(conv.relu_pool(conv.to_internal(x, impl), size, "max", impl), impl)
-
-    y, pullback = jax.vjp(lambda x: of(x, "matmul"), x)
-    window = (1, size, size, 1)
-    expected, their_pullback = jax.vjp(
-        lambda x: jax.nn.relu(lax.reduce_window(x, jnp.array(-jnp.inf, dtype), lax.max, window, window, "VALID")), x
-    )
-    np.testing.assert_array_equal(y, expected)
-    d_y = jnp.asarray(np.random.default_rng(9).standard_normal(y.shape), dtype)
-    np.testing.assert_array_equal(pullback(d_y)[0], their_pullback(d_y)[0])

@@ -13,7 +13,8 @@ import pytest
 
 from mnist_flax.inference.run import load_run
 from mnist_flax.runtime import config as config_lib
-from mnist_flax.training import checkpoint, step
+from mnist_flax.training import checkpoint
+from mnist_flax.training.state import init_state
 from tests.commands import ROOT, command, environment
 
 LINES = re.search(r"```python\n(from pathlib import Path\nfrom orbax.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
@@ -57,7 +58,7 @@ def test_a_run_on_two_devices_is_read_on_one(digits_data_dir, tmp_path):
 def test_without_averages_the_parameters_are_read(batch_norm, tmp_path):
     config = config_lib.default_config()
     config.optimizer.ema_decay, config.model.batch_norm, config.model.channels = 0.0, batch_norm, (4, 4, 4)
-    state = step.init_state(config, 10, 0)
+    state = init_state(config, 10, 0)
     checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints", 1)
     checkpoints.save(1, state, {}, None)
     checkpoints.close()

@@ -1,17 +1,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from mnist_flax.data import datasets
 from mnist_flax.data.feed import Block
-from mnist_flax.models.cnn import make_model, scale_pixels
+from mnist_flax.models.cnn import scale_pixels
 from mnist_flax.runtime.config import default_config
 from mnist_flax.runtime.devices import make_mesh
-from mnist_flax.training import scoring, step
-from mnist_flax.training.loss import cross_entropy
+from mnist_flax.training import step
 from mnist_flax.training.state import hyperparameters, init_state
 
 BATCH, EXAMPLES = 16, 80
@@ -32,10 +29,14 @@ def config_for(**fields):
     return config
 
 
-@pytest.fixture(scope="module")
-def examples():
+def random_examples():
     random = np.random.default_rng(0)
     return random.integers(0, 256, (EXAMPLES, 28, 28), np.uint8), random.integers(0, 10, EXAMPLES).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return random_examples()
 
 
 def steps(config, examples, start=0, stop=STEPS_PER_EPOCH, state=None):
@@ -141,27 +142,3 @@ def test_randomness_of_a_step_depends_on_seed_step_and_position():
         assert not (base == other).any(axis=1).any()
     shifted = jax.random.key_data(step.example_keys(0, 1, 5, positions + 2))
     np.testing.assert_array_equal(base[2:], shifted[:2])
-
-
-@pytest.mark.parametrize("batch_size", [7, 80, 1000])
-def test_evaluation_counts_every_example_once(examples, batch_size):
-    config = config_for(**{"model.batch_norm": True})
-    model = make_model(config.model, hyperparameters(config), 10)
-    variables = init_state(config, 10, 0).variables()
-    mesh = make_mesh()
-    scores, logits = scoring.make_evaluate(model, mesh)(variables, *scoring.split_batches(mesh, *examples, batch_size))
-    whole = model.apply(variables, scale_pixels(examples[0]))
-    np.testing.assert_allclose(np.asarray(logits).reshape(-1, 10)[:EXAMPLES], whole, rtol=1e-4, atol=1e-5)
-    expected = optax.softmax_cross_entropy_with_integer_labels(whole, examples[1]).mean()
-    assert float(scores["loss"]) == pytest.approx(float(expected), rel=1e-5)
-    assert float(scores["accuracy"]) == pytest.approx(np.mean(np.argmax(whole, 1) == examples[1]))
-    parts = scoring.make_logits(model, batch_size, mesh)(variables, datasets.Split(*examples))
-    np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-5)
-
-
-def test_cross_entropy_with_smoothing():
-    logits, labels = np.random.default_rng(1).normal(size=(6, 10)), np.arange(6)
-    log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    targets = np.eye(10)[labels] * 0.8 + 0.02
-    expected = -(targets * log_probabilities).sum(1)
-    np.testing.assert_allclose(cross_entropy(jnp.float32(logits), labels, 0.2), expected, rtol=1e-5)

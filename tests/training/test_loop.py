@@ -1,7 +1,13 @@
+"""Training on any number of devices, and when it stops early."""
+
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
+from mnist_flax.training import loop
 from tests.commands import command
 from tests.trained import once
 
@@ -30,3 +36,20 @@ def test_a_batch_that_does_not_divide_among_the_devices_is_refused(found):
     assert plain == "config.batch_size=100 must be a multiple of the 8 devices"
     assert parts == "config.batch_size=32 must be a multiple of the 8 devices times config.optimizer.accumulate_steps=8"
     assert good == ""
+
+
+@given(st.lists(st.integers(0, 5), max_size=12), st.integers(0, 3), st.sampled_from([0.0, 0.4, 1.0]))
+def test_training_stops_at_its_target_or_when_patience_ends(fifths, patience, target):
+    """The reference counts, epoch by epoch, how long the best accuracy was not exceeded."""
+    config = ConfigDict({"patience": patience, "target_accuracy": target})
+    records: list[dict] = []
+    best, waited = -1.0, 0
+    for epoch, accuracy in enumerate((fifth / 5 for fifth in fifths), start=1):
+        records.append({"epoch": epoch, "split": "train", "accuracy": 1.0})  # which decides nothing
+        assert not loop._early_stop(config, records)
+        records.append({"epoch": epoch, "split": "validation", "accuracy": accuracy})
+        best, waited = (accuracy, 0) if accuracy > best else (best, waited + 1)
+        stops = (target > 0 and accuracy >= target) or (patience > 0 and waited == patience)
+        assert loop._early_stop(config, records) == stops
+        if stops:
+            break
