@@ -22,7 +22,7 @@ import jax
 from absl import flags
 
 from mnist_flax.data import datasets
-from mnist_flax.runtime import cli, config_flag, devices, run_dir, terminal
+from mnist_flax.runtime import cli, config_flag, devices, metrics_log, run_dir, terminal
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.training import checkpoint
 from mnist_flax.training.state import init_state
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory(dir=_DIRECTORY.value) as name:
         directory = Path(name)
         checkpoints = checkpoint.Checkpoints(directory / run_dir.CHECKPOINTS, config.checkpoint.keep)
-        metrics = run_dir.Metrics(directory, "")
+        metrics = metrics_log.Metrics(directory, "")
         steps = iter(range(1, 1_000_000))
 
         def save(records: int) -> Callable[[], None]:

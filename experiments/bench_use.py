@@ -91,27 +91,11 @@ async def load(port: int, bodies: list[bytes], clients: int, seconds: float) -> 
     return times
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) != 2:
-        raise cli.UserError("name one run directory: python -m experiments.bench_use RUN")
-    from PIL import Image
-
-    from mnist_flax.inference import classifier
+def page_reading(reader, digits) -> str:
+    """How long a page of 500 digits takes, in the process: median of three times, after a warm-up."""
     from mnist_flax.ocr import page_reader
-    from mnist_flax.runtime import devices
 
-    devices.keep_compiled_programs()
-    reader = classifier.load_classifier(model_flags.load(argv[1]))
-    splits = classifier.splits_at_hand(reader.run)
-    if splits is None:
-        raise cli.UserError(f"the dataset of {argv[1]} is not at hand: name its place with --data_dir=DIR")
-    device = devices.describe(devices.make_mesh())
-    print(f"{argv[1]} on {device['count']} x {device['kind']}; times are median (5 % to 95 %)")
-
-    times = single_predictions(reader, splits.test.images)
-    print(f"one prediction in the process: {spread(times)} ms")
-
-    drawn = page_of(splits.test, 500)
+    drawn = page_of(digits, 500)
     picture = drawn.image.astype(np.float32) / 255
     finding, recognising, sizes = [], [], []
     for turn in range(4):
@@ -129,34 +113,61 @@ def main(argv: list[str]) -> None:
             finding.append(middle - start)
             recognising.append(time.perf_counter() - middle)
         sizes = passes
-    print(
+    return (
         f"a page of {len(drawn.boxes)} digits, {picture.shape[1]} x {picture.shape[0]} pixels: found in "
         f"{np.median(finding):.2f} s, recognised in {np.median(recognising):.2f} s, in {len(sizes)} batch of "
         f"{sum(sizes)} candidates; {len(result.digits)} digits were read"
     )
 
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "digit.png"
-        Image.fromarray(255 - splits.test.images[0]).resize((280, 280)).save(path)
-        print(f"the predict command, start to first answer: {spread(command_starts(argv[1], path))} s")
 
-    command = [sys.executable, "-m", "mnist_flax.serve", argv[1], "--port=0"]
+def serving(directory: str, images: np.ndarray) -> str:
+    """What the serve command does for many clients at once."""
+    command = [sys.executable, "-m", "mnist_flax.serve", directory, "--port=0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             line = server.stdout.readline()
             if not line.startswith("serving"):
                 raise cli.RunError("the server did not start: run it by hand to see why")
-            bodies = [json.dumps({"pixels": image.tolist()}).encode() for image in splits.test.images[:100]]
+            bodies = [json.dumps({"pixels": image.tolist()}).encode() for image in images[:100]]
             port = int(line.split(":")[2].split()[0])
             times = asyncio.run(load(port, bodies, _CLIENTS.value, _SECONDS.value))
         finally:
             server.terminate()
             server.communicate()
-    print(
+    return (
         f"the server, {_CLIENTS.value} clients for {_SECONDS.value:g} s: {len(times) / _SECONDS.value:,.0f} requests a "
         f"second, no error, {spread(times)} ms, 99 % within {np.percentile(times, 99):.1f} ms"
     )
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) != 2:
+        raise cli.UserError("name one run directory: python -m experiments.bench_use RUN")
+    from PIL import Image
+
+    from mnist_flax.inference import classifier
+    from mnist_flax.runtime import devices
+
+    devices.keep_compiled_programs()
+    reader = classifier.load_classifier(model_flags.load(argv[1]))
+    splits = classifier.splits_at_hand(reader.run)
+    if splits is None:
+        raise cli.UserError(f"the dataset of {argv[1]} is not at hand: name its place with --data_dir=DIR")
+    device = devices.describe(devices.make_mesh())
+    print(f"{argv[1]} on {device['count']} x {device['kind']}; times are median (5 % to 95 %)")
+
+    times = single_predictions(reader, splits.test.images)
+    print(f"one prediction in the process: {spread(times)} ms")
+
+    print(page_reading(reader, splits.test))
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "digit.png"
+        Image.fromarray(255 - splits.test.images[0]).resize((280, 280)).save(path)
+        print(f"the predict command, start to first answer: {spread(command_starts(argv[1], path))} s")
+
+    print(serving(argv[1], splits.test.images))
 
 
 def spread(times: list[float]) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_flax.evaluation import html, report
-from mnist_flax.experiments.research import extra, outputs, study_figures
-from mnist_flax.experiments.research.study_figures import Axis, Trial
+from mnist_flax.experiments.research import extra, outputs, study_axes, study_figures
+from mnist_flax.experiments.research.study_axes import Axis, Trial
 from mnist_flax.runtime import cli, files, terminal
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def edge_warnings(best: Trial, axes_of: Sequence[Axis]) -> list[str]:
         share = axis.share(best.params[axis.key])
         if share <= EDGE or share >= 1 - EDGE:
             end = "lower" if share <= EDGE else "upper"
-            value = study_figures.number(best.params[axis.key])
+            value = study_axes.number(best.params[axis.key])
             found.append(f"The best trial lies at the {end} end of the range of {axis.key} ({value}): widen it there.")
     return found
 
@@ -108,7 +108,7 @@ def write(place: Path) -> Path:
     best = confirm.best_trial(study)
     objective = record.plan.objective
     trials = read_trials(study, objective)
-    axes_of = [study_figures.make_axis(key, scale) for key, scale in record.scales.items()]
+    axes_of = [study_axes.make_axis(key, scale) for key, scale in record.scales.items()]
     shown = [axis for axis in axes_of if axis.key != "seed"] or axes_of
     confirmation = directory.read_confirmation(place)
     drawn = {}
@@ -151,7 +151,7 @@ def page(
 ) -> str:
     """The report as HTML; `pictures` are PNG files by the names in `CAPTIONS`."""
     plan = record.plan
-    complete = study_figures.ranked(trials)
+    complete = study_axes.ranked(trials)
     diverged, early = (sum(t.outcome == outcome for t in trials) for outcome in ("diverged", "stopped"))
     best = complete[0]
     objective = plan.objective.replace("_", " ")
@@ -172,7 +172,7 @@ def page(
         (
             str(trial.number),
             shown_value(plan.objective, trial.value),
-            *(study_figures.number(trial.params[key]) if key in trial.params else "" for key in record.scales),
+            *(study_axes.number(trial.params[key]) if key in trial.params else "" for key in record.scales),
         )
         for trial in complete[:10]
     ]
@@ -192,7 +192,7 @@ def page(
         pictures=pictures,
         captions=CAPTIONS,
         best_trials=rows,
-        best_trials_head=("trial", objective, *map(study_figures.short, record.scales)),
+        best_trials_head=("trial", objective, *map(study_axes.short, record.scales)),
         ranges=ranges,
     )
 
@@ -206,9 +206,9 @@ def _span(scale: Mapping[str, Any]) -> str:
         span = f"{scale['low']:g} to {scale['high']:g}"
     else:
         values = scale["values"]
-        listed = ", ".join(study_figures.number(value) for value in values)
+        listed = ", ".join(study_axes.number(value) for value in values)
         numbers = all(isinstance(value, int | float) for value in values)
-        many = numbers and len(values) > 2 * study_figures.FEW
+        many = numbers and len(values) > 2 * study_axes.FEW
         span = f"{len(values)} values from {min(values):.3g} to {max(values):.3g}" if many else listed
     condition = scale["condition"]
     return span + (f", where {condition[0]} is {' or '.join(map(str, condition[1]))}" if condition else "")

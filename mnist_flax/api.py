@@ -19,7 +19,7 @@ from mnist_flax.evaluation import metrics
 from mnist_flax.inference import classifier, evaluate, formats, predictor
 from mnist_flax.inference import run as run_lib
 from mnist_flax.ocr import page_reader
-from mnist_flax.runtime import cli, recipes, run_dir
+from mnist_flax.runtime import cli, metrics_log, recipes, run_dir
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.training import train as train_lib
 
@@ -122,7 +122,7 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl, one an epoch and split: step, epoch, split, loss, accuracy, ..."""
-        return run_dir.read_records(self.directory / "metrics.jsonl")
+        return metrics_log.read_records(self.directory / "metrics.jsonl")
 
     def logits(self, images: np.ndarray) -> Float[np.ndarray, "n classes"]:
         """Returns logits in float32, computed in float32.

@@ -70,14 +70,48 @@ def draw(
     inverted: bool = False,
 ) -> Form:
     """A form of `lines` lines of `numbers` numbers, each of 1 to `most_digits` digits drawn from `digits`."""
-    images, labels = digits
     uniform = generator.uniform
     height = uniform(*style.height)
     pen = uniform(*style.thicken)
-    pitch_y = height * (2.0 if paper in ("plain", "grid") else 1.9)
+    layout = _lay_out(digits, generator, style, paper, lines, numbers, most_digits, height, pen)
+    shade = np.ones(layout.shape, np.float32)  # transmission of printed rules and of ink
+    thickness = max(1, round(height * uniform(0.02, 0.05)))
+    print_rules(shade, paper, layout.combs, height, thickness, uniform(0.1, 0.55))
+    tone_ink, tone_paper = uniform(*style.ink), uniform(*style.paper)
+    for glyph, top, left in layout.ink:
+        h, w = glyph.shape
+        region = shade[top : top + h, left : left + w]
+        part = glyph[: region.shape[0], : region.shape[1]]
+        np.minimum(region, 1 - part * (1 - tone_ink), out=region)
+    image = degrade(shade * tone_paper, generator, style)
+    image, boxes_array = tilt(image, np.array(layout.boxes, float), uniform(-style.tilt, style.tilt))
+    if inverted:
+        image = 1 - image
+    levels = np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
+    if style.quality:
+        file = io.BytesIO()
+        Image.fromarray(levels).save(file, format="JPEG", quality=style.quality)
+        levels = np.asarray(Image.open(file))
+    return Form(levels, layout.text, boxes_array)
+
+
+class _Layout(NamedTuple):
+    """What stands where on a form, in pixels."""
+
+    shape: tuple[int, int]
+    ink: list[tuple[Float[np.ndarray, "h w"], int, int]]  # a glyph, its top and its left
+    combs: list[tuple[float, float, float, int]]  # rows of boxes: left, top, a box's side, number of boxes
+    boxes: list[tuple[int, int, int, int]]  # of the digits: left, top, right, bottom
+    text: tuple[tuple[str, ...], ...]
+
+
+def _lay_out(digits, generator, style, paper, lines, numbers, most_digits, height, pen) -> _Layout:
+    """Places digits drawn at random; arguments are those of `draw`, a digit's height and the pen's width."""
+    images, labels = digits
+    uniform = generator.uniform
     cell = height * 1.45
-    margin = int(1.2 * height)
-    ink, rules, boxes, text = [], [], [], []
+    margin, pitch_y = _margin(height), _pitch(height, paper)
+    ink, combs, boxes, text = [], [], [], []
     right_edge = 0.0
     y = margin + height
     for _ in range(lines):
@@ -86,7 +120,7 @@ def draw(
             count = int(generator.integers(1, most_digits + 1))
             picks = generator.integers(0, len(labels), count)
             if paper == "boxed":
-                rules.append(("comb", x, y - cell / 2, cell, count))
+                combs.append((x, y - cell / 2, cell, count))
             before = None
             for i, pick in enumerate(picks):
                 size = height * uniform(1 - style.size_spread, 1 + style.size_spread)
@@ -109,27 +143,17 @@ def draw(
         right_edge = max(right_edge, x)
         text.append(tuple(row))
         y += pitch_y
-    canvas_shape = int(y - pitch_y + height / 2 + margin), int(right_edge + margin)
+    shape = int(y - pitch_y + height / 2 + margin), int(right_edge + margin)
+    return _Layout(shape, ink, combs, boxes, tuple(text))
 
-    shade = np.ones(canvas_shape, np.float32)  # transmission of printed rules and of ink
-    thickness = max(1, round(height * uniform(0.02, 0.05)))
-    print_rules(shade, paper, rules, height, pitch_y, margin, cell, thickness, uniform(0.1, 0.55))
-    tone_ink, tone_paper = uniform(*style.ink), uniform(*style.paper)
-    for glyph, top, left in ink:
-        h, w = glyph.shape
-        region = shade[top : top + h, left : left + w]
-        part = glyph[: region.shape[0], : region.shape[1]]
-        np.minimum(region, 1 - part * (1 - tone_ink), out=region)
-    image = degrade(shade * tone_paper, generator, style)
-    image, boxes_array = tilt(image, np.array(boxes, float), uniform(-style.tilt, style.tilt))
-    if inverted:
-        image = 1 - image
-    levels = np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
-    if style.quality:
-        file = io.BytesIO()
-        Image.fromarray(levels).save(file, format="JPEG", quality=style.quality)
-        levels = np.asarray(Image.open(file))
-    return Form(levels, tuple(text), boxes_array)
+
+def _margin(height: float) -> int:
+    return int(1.2 * height)
+
+
+def _pitch(height: float, paper: str) -> float:
+    """From line to line."""
+    return height * (2.0 if paper in ("plain", "grid") else 1.9)
 
 
 def pen_stroke(
@@ -165,11 +189,11 @@ def touching(glyph, top: int, left: int, other, other_top: int) -> int:
     return max(contacts[1:], default=contacts[0])
 
 
-def print_rules(shade, paper, combs, height, pitch_y, margin, cell, thickness, tone) -> None:
+def print_rules(shade, paper, combs, height, thickness, tone) -> None:
     """Prints rules on the paper, in place: a line under each row, boxes around the digits, or squared paper."""
     rows, columns = shade.shape
     if paper == "ruled":
-        for y in np.arange(margin + height * 1.55, rows, pitch_y):
+        for y in np.arange(_margin(height) + height * 1.55, rows, _pitch(height, paper)):
             shade[int(y) : int(y) + thickness] = tone
     if paper == "grid":
         step = height * 0.62
@@ -177,7 +201,7 @@ def print_rules(shade, paper, combs, height, pitch_y, margin, cell, thickness, t
             shade[int(y) : int(y) + thickness] = 0.5 + tone / 2
         for x in np.arange(step / 2, columns, step):
             shade[:, int(x) : int(x) + thickness] = 0.5 + tone / 2
-    for _, x, y, side, count in combs:
+    for x, y, side, count in combs:
         top, bottom, left, right = int(y), int(y + side), int(x), int(x + count * side)
         for edge in (top, bottom):
             shade[edge : edge + thickness, left : right + thickness] = tone

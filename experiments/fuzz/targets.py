@@ -31,7 +31,7 @@ from mnist_flax.inference.run import Run
 from mnist_flax.ocr import decode, page_reader
 from mnist_flax.runtime import cli, config_flag, run_dir, terminal
 from mnist_flax.runtime import config as config_lib
-from mnist_flax.runtime.run_dir import read_records
+from mnist_flax.runtime.metrics_log import read_records
 from mnist_flax.serving import json_api
 
 Feed = Callable[[bytes], object]
@@ -185,16 +185,16 @@ def feed_study(directory: Path) -> Feed:
     """study.json, and what the report makes of it."""
     from mnist_flax.experiments import report as study_report
     from mnist_flax.experiments.research import directory as study_directory
-    from mnist_flax.experiments.research import study_figures
+    from mnist_flax.experiments.research import study_axes
 
     (directory / "config.json").write_bytes(config_seeds()[0])
-    trial = study_figures.Trial(0, {"seed": 1}, "complete", 0.1, [])
+    trial = study_axes.Trial(0, {"seed": 1}, "complete", 0.1, [])
 
     def feed(data: bytes) -> None:
         (directory / "study.json").write_bytes(data)
         record = study_directory.read(directory)
         for key, scale in record.scales.items():
-            study_figures.make_axis(key, scale)
+            study_axes.make_axis(key, scale)
         study_report.page(record, [trial], [], [], None, {}).encode(errors="backslashreplace")
 
     return feed
@@ -276,9 +276,9 @@ PATHS = ("/api/predict", "/api/explain", "/api/mistakes", "/api/run", "/healthz"
 
 def feed_web(directory: Path) -> Feed:
     """A request to the application of an untrained network: a line of method, path, query and type, then the body."""
-    from mnist_flax.serving import app as web
+    from mnist_flax.serving import app
 
-    app = web.make_app(untrained(directory), web.Limits(100_000, 200_000), ["localhost"])
+    asgi = app.make_app(untrained(directory), app.Limits(100_000, 200_000), ["localhost"])
     loop = asyncio.new_event_loop()
 
     def feed(data: bytes) -> None:
@@ -286,7 +286,7 @@ def feed_web(directory: Path) -> Feed:
         words = (head.decode("latin-1").split(" ") + [""] * 4)[:4]
         path = PATHS[ord(words[1][0]) % len(PATHS)] if words[1][:1].isdigit() else words[1]
         kind = KINDS[ord(words[3][0]) % len(KINDS)] if words[3][:1] else ""
-        status, answer = loop.run_until_complete(ask(app, words[0] or "GET", path, words[2], kind, body))
+        status, answer = loop.run_until_complete(ask(asgi, words[0] or "GET", path, words[2], kind, body))
         assert 200 <= status < 500, f"status {status}"
         if status >= 400:
             raise cli.UserError(json.loads(answer)["error"] if answer else "refused")
@@ -344,7 +344,7 @@ def web_seeds() -> list[bytes]:
     digits = [b"POST 0  0\n" + body for body in json_seeds()] + [b"POST 1  0\n" + body for body in json_seeds()]
     pictures = [b"POST 0 layout=page&annotated=true 1\n" + seed[1:] for seed in image_seeds()[::4]]
     form = b'--x\r\nContent-Disposition: form-data; name="f"; filename="a.png"\r\n\r\nx\r\n--x--\r\n'
-    rest = [b"POST 0  5\n" + form, b"GET 3\n", b"HEAD 6\n", b"GET /../web.py\n", b"GET /%00\n", b"GET /\0\n"]
+    rest = [b"POST 0  5\n" + form, b"GET 3\n", b"HEAD 6\n", b"GET /../app.py\n", b"GET /%00\n", b"GET /\0\n"]
     return [*digits, *pictures, *rest]
 
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from mnist_flax.experiments.benchmarks import cores
 from mnist_flax.runtime import run_dir, terminal
 from mnist_flax.runtime.cli import RunError, UserError
-from mnist_flax.runtime.run_dir import read_records
+from mnist_flax.runtime.metrics_log import read_records
 
 _POLL_SECONDS = 0.5
 
@@ -63,41 +63,69 @@ def complete(trainings: Sequence[Training], stage: str, processes: int, stop: Ca
     """
     waiting = [training for training in trainings if run_dir.read_summary(training.directory) is None]
     done = len(trainings) - len(waiting)
-    shares = _core_shares(processes)
     told = False
-    running: dict[int, tuple[Training, subprocess.Popen]] = {}
-    with _bar(stage, len(trainings)) as show:
-        try:
-            while waiting or running:
-                held = [training for training in waiting if run_dir.is_claimed(training.directory)]
-                if held and not told:
-                    terminal.console.print(f"waiting for {held[0].name}, which an earlier command still trains")
-                    told = True
-                for slot in range(processes):
-                    free = [training for training in waiting if training not in held]
-                    if free and slot not in running and len(held) + len(running) < processes and not stop():
-                        waiting.remove(free[0])
-                        running[slot] = free[0], _start(free[0], stage, shares[slot])
-                for slot, (training, process) in list(running.items()):
-                    if process.poll() is not None:
-                        del running[slot]
-                        if process.returncode:
-                            raise RunError(
-                                f"{training.name} ended with status {process.returncode}, as {training.log} tells: "
-                                "put that right and give the same command again"
-                            )
-                        done += 1
-                unfinished = [*waiting, *(training for training, _ in running.values())] if stage == "train" else []
-                show(done, sum(training.share_trained() for training in unfinished))
-                if stop():
-                    return False
-                time.sleep(_POLL_SECONDS)
-        finally:
-            for _, process in running.values():
-                process.send_signal(signal.SIGTERM)
-            for _, process in running.values():
-                process.wait()
+    with _bar(stage, len(trainings)) as show, _Processes(stage, processes) as running:
+        while waiting or running.trainings():
+            held = [training for training in waiting if run_dir.is_claimed(training.directory)]
+            if held and not told:
+                terminal.console.print(f"waiting for {held[0].name}, which an earlier command still trains")
+                told = True
+            startable = [training for training in waiting if training not in held]
+            for slot in running.free_slots():
+                if startable and len(held) + len(running.trainings()) < processes and not stop():
+                    training = startable.pop(0)
+                    waiting.remove(training)
+                    running.start(slot, training)
+            done += running.collect()
+            unfinished = [*waiting, *running.trainings()] if stage == "train" else []
+            show(done, sum(training.share_trained() for training in unfinished))
+            if stop():
+                return False
+            time.sleep(_POLL_SECONDS)
     return True
+
+
+class _Processes:
+    """Processes that bring runs through a stage, one a slot, each on its own cores; leaving the context ends them."""
+
+    def __init__(self, stage: str, slots: int):
+        self._stage, self._shares = stage, _core_shares(slots)
+        self._running: dict[int, tuple[Training, subprocess.Popen]] = {}  # by slot
+
+    def __enter__(self) -> "_Processes":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Has each save its state, and waits for it."""
+        for _, process in self._running.values():
+            process.send_signal(signal.SIGTERM)
+        for _, process in self._running.values():
+            process.wait()
+
+    def trainings(self) -> list[Training]:
+        return [training for training, _ in self._running.values()]
+
+    def free_slots(self) -> list[int]:
+        return [slot for slot in range(len(self._shares)) if slot not in self._running]
+
+    def start(self, slot: int, training: Training) -> None:
+        self._running[slot] = training, _start(training, self._stage, self._shares[slot])
+
+    def collect(self) -> int:
+        """Frees the slots of processes that ended; gives their number.
+
+        Raises:
+          RunError: one failed.
+        """
+        ended = [slot for slot, (_, process) in self._running.items() if process.poll() is not None]
+        for slot in ended:
+            training, process = self._running.pop(slot)
+            if process.returncode:
+                raise RunError(
+                    f"{training.name} ended with status {process.returncode}, as {training.log} tells: "
+                    "put that right and give the same command again"
+                )
+        return len(ended)
 
 
 def _start(training: Training, stage: str, share: set[int]) -> subprocess.Popen:

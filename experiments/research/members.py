@@ -29,8 +29,8 @@ from mnist_flax.runtime import cli, devices
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.runtime.settings import pinned
 from mnist_flax.training import augment, photometric, scoring
-from mnist_flax.training import step as train
 from mnist_flax.training.state import TrainState, hyperparameters, init_state
+from mnist_flax.training.step import make_train_step, run_steps
 
 MEMBER_AXIS = "member"
 _INITIALIZER = ThreadPoolExecutor(1)
@@ -190,8 +190,8 @@ class Programs:
 
     def _make(self, config: ConfigDict) -> tuple[Callable, Callable, Callable]:
         def one(images, labels, validation, state, hyper, seed, steps_per_epoch, order, steps):
-            step = train.make_train_step(config, self._num_classes, steps_per_epoch)
-            state = train.run_steps(step, state, hyper, seed, Block(images, labels, order, 0, steps))
+            step = make_train_step(config, self._num_classes, steps_per_epoch)
+            state = run_steps(step, state, hyper, seed, Block(images, labels, order, 0, steps))
             none = {"loss": jnp.float32(jnp.nan), "accuracy": jnp.float32(jnp.nan)}
             scores = lax.cond(steps > 0, lambda: score(state, hyper, validation), lambda: none) if validation else none
             return state, scores | {"step": state.step, "sums": state.sums}

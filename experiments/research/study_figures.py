@@ -5,139 +5,29 @@ from __future__ import annotations  # matplotlib's types without its import
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
 from mnist_flax.evaluation.figures import BLUE, GREY, VERMILION, styled
-from mnist_flax.experiments.research import space
+from mnist_flax.experiments.research.study_axes import (
+    SERIES,
+    Axis,
+    Trial,
+    cap_of,
+    label_y,
+    number,
+    ranked,
+    set_x,
+    set_y,
+    short,
+    within,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-# Okabe and Ito's colours that are dark enough for points, with a marker each for those who cannot tell them apart. From
-# the ninth on, colours come again with the next marker.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#5F6368")
-SERIES = tuple((COLOURS[i % 8], "os^Dv<>P"[(i + i // 8) % 8]) for i in range(64))
-FEW = 8  # values of a choice that are drawn side by side, each at its own place
-
-
-class Trial(NamedTuple):
-    """What the figures need of a trial."""
-
-    number: int
-    params: Mapping[str, Any]
-    outcome: Literal["complete", "stopped", "diverged"]
-    value: float  # objective, or what it was compared by when it was stopped; infinite if it diverged
-    curve: Sequence[Sequence[float]]  # records: step, epoch, train loss, validation loss and accuracy
-
-
-class Axis(NamedTuple):
-    """How a hyperparameter is drawn: `ticks` are its values where there are few, else it is a number."""
-
-    key: str
-    low: float
-    high: float
-    log: bool
-    ticks: tuple
-
-    def place(self, value: Any) -> float:
-        return float(self.ticks.index(value)) if self.ticks else float(value)
-
-    def share(self, value: Any) -> float:
-        """Where a value is between the ends, 0 to 1."""
-        place, low, high = self.place(value), self.low, self.high
-        if self.log:
-            place, low, high = math.log(place), math.log(low), math.log(high)
-        return (place - low) / (high - low) if high > low else 0.5
-
-
-def make_axis(key: str, dimension: Mapping[str, Any]) -> Axis:
-    """The axis of a range as study.json describes it (see `experiments.research.space.Dimension`)."""
-    if dimension["kind"] != "choice":
-        return Axis(key, dimension["low"], dimension["high"], bool(dimension["log"]), ())
-    values: list[Any] = [tuple(v) if isinstance(v, list) else v for v in dimension["values"]]
-    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        values = sorted(values)
-        if len(values) > FEW:
-            return Axis(key, values[0], values[-1], values[0] > 0 and values[-1] / values[0] > 20, ())
-    return Axis(key, 0.0, max(len(values) - 1.0, 0.0), False, tuple(map(space.label, values)))
-
-
-def short(key: str) -> str:
-    return key.rpartition(".")[2].replace("_", " ")
-
-
-def _set_x(axes: Axes, axis: Axis) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    if axis.ticks:
-        axes.set_xticks(range(len(axis.ticks)), [number(tick) for tick in axis.ticks])
-        axes.set_xlim(-0.5, len(axis.ticks) - 0.5)
-        if len("".join(map(number, axis.ticks))) > 36:
-            axes.tick_params("x", rotation=30)
-    elif axis.log:
-        axes.set_xscale("log")
-        if axis.high < 100 * axis.low:  # where powers of ten are few, matplotlib would write 2 x 10^1 and its like
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: number(v)))
-            axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlim(axis.low / 1.25, axis.high * 1.25)
-    else:
-        margin = 0.05 * (axis.high - axis.low)
-        axes.set_xlim(axis.low - margin, axis.high + margin)
-    if not axis.ticks:
-        for end in (axis.low, axis.high):
-            axes.axvline(end, color=GREY, linewidth=1, linestyle=(0, (2, 3)))
-    axes.set_xlabel(short(axis.key))
-
-
-def number(value: Any) -> str:
-    return f"{value:,g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
-
-
-def _set_y(axes: Axes, values: Sequence[float], objective: str) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    finite = [v for v in values if math.isfinite(v)]
-    if finite and min(finite) > 0 and max(finite) / min(finite) > 4:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _shown(v, objective)))
-    axes.grid(True, axis="y")
-
-
-def _shown(value: float, objective: str) -> str:
-    return f"{100 * value:.3g} %" if objective == "validation_error" else f"{value:.3g}"
-
-
-def _label_y(objective: str) -> str:
-    return objective.replace("_", " ")
-
-
-def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """The complete trials, best first."""
-    return sorted((t for t in trials if t.outcome == "complete"), key=lambda t: (t.value, t.number))
-
-
-def _cap(values: Sequence[float]) -> float:
-    """Where the objective's axis ends, so that a few hopeless trials do not flatten the rest: see `_within`."""
-    return float(min(max(values), 20 * np.median(values)))
-
-
-def _within(axes: Axes, points: Sequence[tuple[float, float]], cap: float, objective: str) -> list[float]:
-    """Heights of the points as drawn; those above the cap lie at its rim, and get an arrow and their value."""
-    rim = 1.15 * cap
-    for x, y in points:
-        if cap < y < math.inf:
-            axes.plot(x, rim, "^", color="#111111", markersize=9, fillstyle="none", clip_on=False)
-            axes.annotate(
-                _shown(y, objective), (x, rim), (7, 0), textcoords="offset points", va="center", annotation_clip=False
-            )
-    return [y if y <= cap else rim for _, y in points]
 
 
 @styled
@@ -150,7 +40,7 @@ def figure_isolation(trials: Sequence[Trial], axes_of: Sequence[Axis], objective
     figure = Figure(figsize=(max(6.2, 4.1 * columns), 3.5 * rows + 0.5))
     panels = np.atleast_1d(figure.subplots(rows, columns, sharey=True)).ravel()
     complete = ranked(trials)
-    best, cap = complete[0], _cap([t.value for t in complete])
+    best, cap = complete[0], cap_of([t.value for t in complete])
     random = np.random.default_rng(0)
     for axes, axis in zip(panels, axes_of, strict=False):
         drawn: dict[int, tuple[float, float]] = {}  # by number of the trial
@@ -164,17 +54,17 @@ def figure_isolation(trials: Sequence[Trial], axes_of: Sequence[Axis], objective
                 continue
             jitter = random.uniform(-0.15, 0.15, len(there)) if axis.ticks else np.zeros(len(there))
             x = [axis.place(t.params[axis.key]) + j for t, j in zip(there, jitter, strict=True)]
-            y = _within(axes, list(zip(x, (t.value for t in there), strict=True)), cap, objective)
+            y = within(axes, list(zip(x, (t.value for t in there), strict=True)), cap, objective)
             axes.scatter(x, y, s=26, color=colour, marker=marker, label=label, alpha=0.75, linewidths=1.3)
             drawn |= {t.number: (a, b) for t, a, b in zip(there, x, y, strict=True)}
         if best.number in drawn:
             axes.plot(*drawn[best.number], "o", markersize=13, fillstyle="none", color=VERMILION, mew=1.8, label="best")
-        _set_x(axes, axis)
-        _set_y(axes, [best.value, cap], objective)
+        set_x(axes, axis)
+        set_y(axes, [best.value, cap], objective)
     for axes in panels[len(axes_of) :]:
         axes.set_axis_off()
     for axes in panels[::columns]:
-        axes.set_ylabel(_label_y(objective))
+        axes.set_ylabel(label_y(objective))
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=5, frameon=False)
     return figure
@@ -230,7 +120,7 @@ def figure_parallel(trials: Sequence[Trial], axes_of: Sequence[Axis], objective:
     for share, text in ((0.0, "best"), (1.0, "worst")):
         axes.annotate(text, (len(axes_of), share), (4, 0), textcoords="offset points", size=8.5)
     names = [short(axis.key).replace(" ", "\n") for axis in axes_of]
-    axes.set_xticks(range(len(names) + 1), [*names, f"rank by\n{_label_y(objective)}"])
+    axes.set_xticks(range(len(names) + 1), [*names, f"rank by\n{label_y(objective)}"])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     axes.set_xlim(-0.1, len(axes_of) + 0.5)
@@ -259,7 +149,7 @@ def figure_curves(trials: Sequence[Trial]) -> Figure:
         axes.set_xscale("log")
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation error")
-    _set_y(axes, errors, "validation_error")
+    set_y(axes, errors, "validation_error")
     axes.legend(title="best trials", fontsize=9.5, framealpha=0.95, edgecolor="white")
     return figure
 
@@ -291,10 +181,10 @@ def figure_budget(trials: Sequence[Trial], objective: str) -> Figure:
     axes.plot(budget, median, color=BLUE, linewidth=1.8, label="their median")
     actual = np.minimum.accumulate(values)
     axes.step(budget, actual, where="post", color=VERMILION, linewidth=1.8, label="this study")
-    _set_y(axes, [*low, *np.minimum(high, worst)], objective)
+    set_y(axes, [*low, *np.minimum(high, worst)], objective)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("trials")
-    axes.set_ylabel(f"best {_label_y(objective)} so far")
+    axes.set_ylabel(f"best {label_y(objective)} so far")
     axes.legend(frameon=False)
     return figure
 
@@ -312,40 +202,54 @@ def figure_scientific(trials: Sequence[Trial], key: Axis, others: Sequence[Axis]
     rows = -(-(len(others) + 1) // columns)
     figure = Figure(figsize=(4.3 * columns, 3.8 * rows + 0.6))
     panels = np.atleast_1d(figure.subplots(rows, columns, sharey=True)).ravel()
-    cap = _cap([t.value for t in complete])
+    cap = cap_of([t.value for t in complete])
+    many = len(others) == 1 and len(complete) > 12 * len(key.ticks)
     for place, (value, (colour, marker)) in enumerate(zip(key.ticks, itertools.cycle(SERIES), strict=False)):
         mine = [t for t in complete if t.params[key.key] == value]
-        heights = _within(panels[0], [(place, t.value) for t in mine], cap, objective)
-        panels[0].scatter([place] * len(mine), heights, s=18, color=colour, alpha=0.4)
-        lowest = min(heights, default=math.nan)
-        panels[0].plot([place - 0.25, place + 0.25], [lowest] * 2, color=colour, linewidth=2.5)
+        _draw_values(panels[0], place, [t.value for t in mine], cap, objective, colour)
         for axes, other in zip(panels[1:], others, strict=False):
-            there = [t for t in mine if other.key in t.params]
+            there = [t for t in _comparable(mine, complete, other, others) if other.key in t.params]
+            points = [(other.place(t.params[other.key]), t.value) for t in there]
             style = {"color": colour, "marker": marker, "label": number(value)}
-            if other.ticks:
-                apart = [a for a in others if a.ticks and a is not other]
-                usual = {a.key: _most_frequent([t.params.get(a.key) for t in complete]) for a in apart}
-                there = [t for t in there if all(t.params.get(k) == v for k, v in usual.items())]
-            points = _means([(other.place(t.params[other.key]), t.value) for t in there])
-            heights = _within(axes, points.tolist(), cap, objective)
-            if other.ticks or len(points) < len(there) or (len(complete) > 12 * len(key.ticks) and len(others) == 1):
-                axes.plot(points[:, 0], heights, linewidth=1.6, markersize=5, **style)
-            elif len(points):
-                axes.scatter(points[:, 0], heights, s=30, alpha=0.8, **style)
-    _set_x(panels[0], key)
+            _draw_means(axes, points, bool(other.ticks) or many, cap, objective, style)
     panels[0].set_title("all trials; bars: the best")
-    for axes, other in zip(panels[1:], others, strict=False):
-        _set_x(axes, other)
-    for axes in panels[: len(others) + 1]:
-        _set_y(axes, [min(t.value for t in complete), cap], objective)
+    for axes, axis in zip(panels, (key, *others), strict=False):
+        set_x(axes, axis)
+        set_y(axes, [min(t.value for t in complete), cap], objective)
     for axes in panels[::columns]:
-        axes.set_ylabel(_label_y(objective))
+        axes.set_ylabel(label_y(objective))
     for axes in panels[len(others) + 1 :]:
         axes.set_axis_off()
     if others:
         handles, labels = panels[1].get_legend_handles_labels()
         figure.legend(handles, labels, title=short(key.key), loc="outside upper left", ncols=8, frameon=False)
     return figure
+
+
+def _draw_values(axes: Axes, place: float, values: Sequence[float], cap: float, objective: str, colour: str) -> None:
+    """Values at one place, and a bar at the lowest."""
+    heights = within(axes, [(place, value) for value in values], cap, objective)
+    axes.scatter([place] * len(values), heights, s=18, color=colour, alpha=0.4)
+    axes.plot([place - 0.25, place + 0.25], [min(heights, default=math.nan)] * 2, color=colour, linewidth=2.5)
+
+
+def _draw_means(
+    axes: Axes, points: Sequence[tuple[float, float]], joined: bool, cap: float, objective: str, style: dict[str, Any]
+) -> None:
+    """The mean at each place: a line if `joined`, or if a place has several points; else markers."""
+    means = _means(points)
+    heights = within(axes, means.tolist(), cap, objective)
+    if joined or len(means) < len(points):
+        axes.plot(means[:, 0], heights, linewidth=1.6, markersize=5, **style)
+    elif len(means):
+        axes.scatter(means[:, 0], heights, s=30, alpha=0.8, **style)
+
+
+def _comparable(some: Sequence[Trial], trials: Sequence[Trial], axis: Axis, axes_of: Sequence[Axis]) -> list[Trial]:
+    """Those of `some` trials that the axis of a choice may show: their other choices are the most frequent of all."""
+    choices = [other.key for other in axes_of if other.ticks and other is not axis] if axis.ticks else []
+    usual = {key: _most_frequent([t.params.get(key) for t in trials]) for key in choices}
+    return [t for t in some if all(t.params.get(key) == value for key, value in usual.items())]
 
 
 def _most_frequent(values: Sequence[Any]) -> Any:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from mnist_flax.evaluation import figures, html, metrics
 from mnist_flax.runtime import config as config_lib
-from mnist_flax.runtime import files, run_dir
+from mnist_flax.runtime import files, metrics_log, run_dir
 from mnist_flax.runtime.settings import pinned
 from mnist_flax.runtime.terminal import percent, plain, shown
 
@@ -61,7 +61,9 @@ def draw(
     scores = metrics.evaluate_logits(logits, labels)
     curves = {}
     if "members" not in run_dir.read_json(directory / "config.json"):
-        curves["learning_curves"] = figures.figure_learning_curves(run_dir.read_records(directory / "metrics.jsonl"))
+        curves["learning_curves"] = figures.figure_learning_curves(
+            metrics_log.read_records(directory / "metrics.jsonl")
+        )
     drawn = curves | {
         "confusion_matrix": figures.figure_confusion(np.array(scores["confusion"]), class_names),
         "filters": figures.figure_filters(np.asarray(kernel)),

@@ -9,9 +9,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from mnist_flax.inference.classifier import Classify
-from mnist_flax.ocr import binarize as ink_lib
-from mnist_flax.ocr import reading_order as layout_lib
-from mnist_flax.ocr import ruled_lines, segment
+from mnist_flax.ocr import binarize, reading_order, ruled_lines, segment
 from mnist_flax.ocr.decode import Grey
 from mnist_flax.ocr.segment import Span
 from mnist_flax.runtime.cli import UserError
@@ -97,10 +95,10 @@ def find(picture: Grey, layout: str) -> Sheet:
     grey, to_picture = _resized(picture, max(1.0, math.sqrt(picture.size / WORKING_PIXELS)))
     # On a page no digit is as long as this; elsewhere one may fill the picture.
     longest = 0.3 * max(grey.shape) if layout == "page" else math.inf
-    ink = ink_lib.find_ink(grey)
+    ink = binarize.find_ink(grey)
     if layout != "digit" and (degrees := ruled_lines.tilt(ink.mask)):
         grey, to_picture = _turned(grey, degrees, to_picture)
-        ink = ink_lib.find_ink(grey)
+        ink = binarize.find_ink(grey)
     ink = ruled_lines.remove_longest_rules(ink, longest)
     ink, thin = ruled_lines.remove_rules(
         ink, ruled_lines.digit_height(ink.mask)
@@ -108,7 +106,7 @@ def find(picture: Grey, layout: str) -> Sheet:
     height = ruled_lines.digit_height(ink.mask)
     if height < SMALLEST:
         return Sheet((), 0.0, np.zeros((1, 1), bool), to_picture)
-    ink, separators = ruled_lines.remove_rules(ink_lib.find_ink(grey, height), height)
+    ink, separators = ruled_lines.remove_rules(binarize.find_ink(grey, height), height)
     separators |= thin
     marks = segment.find_marks(ink, height)
     if len(marks.boxes) > MOST_MARKS[layout]:
@@ -120,7 +118,7 @@ def find(picture: Grey, layout: str) -> Sheet:
     elif layout == "line":
         lattices = [segment.spans_of_line(ink, marks, list(marks.boxes))] if marks.boxes else []
     else:
-        lattices = [segment.spans_of_line(ink, marks, line) for line in layout_lib.find_lines(marks)]
+        lattices = [segment.spans_of_line(ink, marks, line) for line in reading_order.find_lines(marks)]
     return Sheet(tuple(map(tuple, lattices)), height, separators, to_picture)
 
 
@@ -145,7 +143,7 @@ def _lines(
         for lattice, each in zip(sheet.lattices, scores, strict=True)
     ]
     boxes = [[lattice[i].box for i in path] for lattice, path in zip(sheet.lattices, paths, strict=True)]
-    breaks = layout_lib.number_breaks(boxes, sheet.height, sheet.separators)
+    breaks = reading_order.number_breaks(boxes, sheet.height, sheet.separators)
     lines = []
     for lattice, each, path, ends in zip(sheet.lattices, scores, paths, breaks, strict=True):
         numbers: list[list[Digit]] = []

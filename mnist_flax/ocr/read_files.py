@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mnist_flax.inference.classifier import CalibratedClassifier as CalibratedClassifier
+from mnist_flax.inference.classifier import CalibratedClassifier
 from mnist_flax.ocr import annotate, decode, page_reader
 from mnist_flax.ocr.decode import EXTENSIONS
 from mnist_flax.ocr.page_reader import Layout

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mnist_flax.ops import batch_norm as norm
+from mnist_flax.ops import batch_norm as batch_norm_lib
 from mnist_flax.ops import first_layer_conv, matmul_conv
 from mnist_flax.ops.batch_norm import Channels
 from mnist_flax.ops.matmul_conv import Kernel, Layer, Matrix
@@ -101,7 +101,7 @@ def batch_norm(
     gradient. The variance is the mean square less the squared mean, as in Flax. The normalised `x` has the type of `x`.
     """
     if impl == "matmul":
-        y, *statistics = norm.batch_norm(epsilon, batch_axis, x, scale, bias)
+        y, *statistics = batch_norm_lib.batch_norm(epsilon, batch_axis, x, scale, bias)
         mean, variance = lax.stop_gradient(statistics)
         return y, mean, variance
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -131,55 +131,13 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(f"get_config() must return an ml_collections.ConfigDict, not {type(config).__name__}")
     values = flatten(config)
     _check_fields(values, flatten(default_config()))
-    for key, choices in _CHOICES.items():
-        if values[key] not in choices:
-            raise UserError(f"config.{key}={values[key]!r} is unknown: use one of {', '.join(choices)}")
-    for key, (low, high) in _RANGES.items():
-        value = values[key]
-        most = _MOST_WHOLE if isinstance(low, int) else _LARGEST
-        if value is not None and not low <= value <= (most if high is None else high):  # nor NaN
-            finite = ", finite in float32" if isinstance(value, float) else ""
-            span = f"at least {low}{finite}" if high is None else f"from {low} to {high}"
-            raise UserError(f"config.{key}={value} is out of range: use a number {span}")
-    for key in ("data_dir", "archive_dir"):
-        if values[key] == "":
-            raise UserError(f"config.{key} is empty (a shell variable that is not set?): name a directory")
-        if values[key] is not None:
-            cli.check_path(f"config.{key}={values[key]}", values[key])
-        if values[key] is not None and not _is_path(values[key]):
-            raise UserError(f"config.{key}={values[key]!r} cannot be the name of a directory")
+    _check_choices(values)
+    _check_ranges(values)
+    _check_directories(values)
     last_size = _check_model(config.model)
-    if config.batch_size % config.optimizer.accumulate_steps:
-        raise UserError(
-            f"config.optimizer.accumulate_steps={config.optimizer.accumulate_steps} must divide "
-            f"config.batch_size={config.batch_size}"
-        )
-    lonely = config.model.logits_batch_norm or (config.model.batch_norm and last_size == 1)
-    if lonely and config.batch_size == config.optimizer.accumulate_steps:
-        raise UserError(
-            "batch norm learns nothing from one number at a time, which it makes 0: "
-            "use a larger config.batch_size, or fewer config.optimizer.accumulate_steps"
-        )
-    for key in ("optimizer.warmup_epochs", "augment.final_epochs"):
-        if values[key] > config.num_epochs:
-            raise UserError(
-                f"config.{key}={values[key]:g} is longer than the run: "
-                f"use at most config.num_epochs={config.num_epochs}"
-            )
-    for key, wanted in (
-        ("checkpoint.select", config.checkpoint.select == "best"),
-        ("target_accuracy", config.target_accuracy > 0),
-        ("patience", config.patience > 0),
-    ):
-        if wanted and config.validation_examples == 0:
-            raise UserError(f"config.{key}={values[key]} needs validation data: set config.validation_examples")
-
-
-def _is_path(text: str) -> bool:
-    try:
-        return b"\0" not in os.fsencode(Path(text).expanduser())
-    except (ValueError, RuntimeError):  # half a surrogate pair; the home of nobody
-        return False
+    _check_batch_size(config, last_size)
+    _check_durations(config, values)
+    _check_validation(config, values)
 
 
 def _check_fields(values: Mapping, reference: Mapping) -> None:
@@ -197,22 +155,43 @@ def _check_fields(values: Mapping, reference: Mapping) -> None:
             raise UserError(f"config.{key}={value!r} must be {_IN_WORDS[kind]}")
 
 
+def _check_choices(values: Mapping) -> None:
+    for key, choices in _CHOICES.items():
+        if values[key] not in choices:
+            raise UserError(f"config.{key}={values[key]!r} is unknown: use one of {', '.join(choices)}")
+
+
+def _check_ranges(values: Mapping) -> None:
+    for key, (low, high) in _RANGES.items():
+        value = values[key]
+        most = _MOST_WHOLE if isinstance(low, int) else _LARGEST
+        if value is not None and not low <= value <= (most if high is None else high):  # nor NaN
+            finite = ", finite in float32" if isinstance(value, float) else ""
+            span = f"at least {low}{finite}" if high is None else f"from {low} to {high}"
+            raise UserError(f"config.{key}={value} is out of range: use a number {span}")
+
+
+def _check_directories(values: Mapping) -> None:
+    for key in ("data_dir", "archive_dir"):
+        if values[key] == "":
+            raise UserError(f"config.{key} is empty (a shell variable that is not set?): name a directory")
+        if values[key] is not None:
+            cli.check_path(f"config.{key}={values[key]}", values[key])
+        if values[key] is not None and not _is_path(values[key]):
+            raise UserError(f"config.{key}={values[key]!r} cannot be the name of a directory")
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(Path(text).expanduser())
+    except (ValueError, RuntimeError):  # half a surrogate pair; the home of nobody
+        return False
+
+
 def _check_model(model: ConfigDict) -> int:
     """Gives the number of rows after the last convolution, before its pooling."""
+    _check_layers(model)
     layers = len(model.channels)
-    if not layers:
-        raise UserError("config.model.channels is empty: give at least one convolutional layer")
-    for key in ("channels", "dense"):
-        if not all(type(width) is int and 1 <= width <= 65_536 for width in model[key]):
-            raise UserError(f"config.model.{key}={model[key]} must hold whole numbers from 1 to 65536")
-    for key, (low, high) in _PER_LAYER.items():
-        if not all(type(entry) is int and low <= entry <= high for entry in model[key]):
-            raise UserError(f"config.model.{key}={model[key]} must hold whole numbers from {low} to {high}")
-        if len(model[key]) not in (1, layers):
-            raise UserError(
-                f"config.model.{key}={model[key]} must hold one entry, or one for each of the {layers} entries "
-                f"of config.model.channels={model.channels}"
-            )
     size, inputs, parameters = 28, 1, 0
     shapes = zip(model.channels, *(per_layer(model[key], layers) for key in _PER_LAYER), strict=True)
     for outputs, kernel, pool in shapes:
@@ -232,6 +211,58 @@ def _check_model(model: ConfigDict) -> int:
             "use fewer config.model.channels or config.model.dense"
         )
     return convolved
+
+
+def _check_layers(model: ConfigDict) -> None:
+    layers = len(model.channels)
+    if not layers:
+        raise UserError("config.model.channels is empty: give at least one convolutional layer")
+    for key in ("channels", "dense"):
+        if not all(type(width) is int and 1 <= width <= 65_536 for width in model[key]):
+            raise UserError(f"config.model.{key}={model[key]} must hold whole numbers from 1 to 65536")
+    for key, (low, high) in _PER_LAYER.items():
+        if not all(type(entry) is int and low <= entry <= high for entry in model[key]):
+            raise UserError(f"config.model.{key}={model[key]} must hold whole numbers from {low} to {high}")
+        if len(model[key]) not in (1, layers):
+            raise UserError(
+                f"config.model.{key}={model[key]} must hold one entry, or one for each of the {layers} entries "
+                f"of config.model.channels={model.channels}"
+            )
+
+
+def _check_batch_size(config: ConfigDict, last_size: int) -> None:
+    """`last_size`: rows after the last convolution, over which batch norm averages."""
+    if config.batch_size % config.optimizer.accumulate_steps:
+        raise UserError(
+            f"config.optimizer.accumulate_steps={config.optimizer.accumulate_steps} must divide "
+            f"config.batch_size={config.batch_size}"
+        )
+    lonely = config.model.logits_batch_norm or (config.model.batch_norm and last_size == 1)
+    if lonely and config.batch_size == config.optimizer.accumulate_steps:
+        raise UserError(
+            "batch norm learns nothing from one number at a time, which it makes 0: "
+            "use a larger config.batch_size, or fewer config.optimizer.accumulate_steps"
+        )
+
+
+def _check_durations(config: ConfigDict, values: Mapping) -> None:
+    for key in ("optimizer.warmup_epochs", "augment.final_epochs"):
+        if values[key] > config.num_epochs:
+            raise UserError(
+                f"config.{key}={values[key]:g} is longer than the run: "
+                f"use at most config.num_epochs={config.num_epochs}"
+            )
+
+
+def _check_validation(config: ConfigDict, values: Mapping) -> None:
+    """Refuses what is decided on validation data where there are none."""
+    for key, wanted in (
+        ("checkpoint.select", config.checkpoint.select == "best"),
+        ("target_accuracy", config.target_accuracy > 0),
+        ("patience", config.patience > 0),
+    ):
+        if wanted and config.validation_examples == 0:
+            raise UserError(f"config.{key}={values[key]} needs validation data: set config.validation_examples")
 
 
 def per_layer(values: Sequence[int], layers: int) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ def table(*headings: str, title: str | None = None, **options: Any) -> Table:
     return Table(*columns, title=title, title_justify="left", **options)
 
 
-def print_parameters(params: dict, console: Console = console) -> int:
+def print_parameters(params: dict, console: Console) -> int:
     """Prints name, shape and size of every parameter; gives their number."""
     import jax
 

@@ -15,13 +15,13 @@ from rich.console import Console
 from mnist_flax.data import datasets
 from mnist_flax.data.feed import Block, make_feed
 from mnist_flax.models.cnn import make_model
-from mnist_flax.runtime import devices, distributed, run_dir, terminal
+from mnist_flax.runtime import devices, distributed, metrics_log, run_dir, terminal
 from mnist_flax.runtime.cli import RunError, UserError, option
 from mnist_flax.runtime.settings import pinned
 from mnist_flax.training import checkpoint, debug, scoring
-from mnist_flax.training import step as train
 from mnist_flax.training.optimizer import make_schedule
 from mnist_flax.training.state import TrainState, abstract_state, all_finite, hyperparameters, init_state
+from mnist_flax.training.step import make_train_steps
 
 _CALL_SECONDS = 0.5  # aimed at for one compiled call: often enough for a lively bar, rarely enough to cost nothing
 _CALL_STEPS = 8  # at least, and until the speed is known: a call gets its memory from the system anew
@@ -88,7 +88,7 @@ def fit(
     if "metrics" not in extra:
         raise UserError(f"{directory} was begun by an earlier version: finish it with that one, or train in another")
     earlier_seconds = extra["train_seconds"]
-    metrics = run_dir.Metrics(directory if distributed.is_first() else None, extra["metrics"])
+    metrics = metrics_log.Metrics(directory if distributed.is_first() else None, extra["metrics"])
     if step == total_steps or _early_stop(config, metrics.records):  # ended after its last epoch, without a summary
         checkpoints.close()
         metrics.close()
@@ -139,7 +139,7 @@ def _make_programs(
     config: ConfigDict, splits: datasets.Splits, num_classes: int, steps_per_epoch: int, mesh: Mesh
 ) -> _Programs:
     hyper = hyperparameters(config)
-    train_steps = train.make_train_steps(config, num_classes, steps_per_epoch, mesh)
+    train_steps = make_train_steps(config, num_classes, steps_per_epoch, mesh)
     if config.debug:
         train_steps = debug.checked(train_steps, config, num_classes, steps_per_epoch, mesh)
     evaluate = scoring.make_evaluate(make_model(config.model, hyper, num_classes), mesh)
@@ -188,7 +188,7 @@ class _Log:
     def __init__(
         self,
         config: ConfigDict,
-        metrics: run_dir.Metrics,
+        metrics: metrics_log.Metrics,
         checkpoints: checkpoint.Checkpoints,
         earlier_seconds: float,
         steps_per_epoch: int,

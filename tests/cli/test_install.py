@@ -57,7 +57,9 @@ def test_configs_and_experiments_are_the_users(python, project):
     assert out_of(python, project, "-c", LOAD, "--config=configs/mine.py") == "777\n"
     assert out_of(python, project, "-c", LOAD, "--config=configs/classic.py") == "0\n"  # ours, which is not there
     assert out_of(python, project, "-m", "experiments.own") == "own\n"
-    notebook = "import configs.base; from mnist_flax.runtime import config; config.check(config.default_config())"
+    notebook = (
+        "import configs.base; from mnist_flax.runtime import config; config.check_config(config.default_config())"
+    )
     out_of(python, project, "-c", notebook)
     recipe = project / "configs" / "mine.py"
     error = out_of(python, project.parent, "-m", "mnist_flax.main", f"--config={recipe}", status=2)

@@ -103,7 +103,7 @@ def test_a_run_counts_its_own_seconds_whatever_the_process_did_before(undisturbe
     splits = datasets.load(config)
     started = time.perf_counter()
     result = loop.fit(config, splits, 10, workdir, mesh, lambda: False)
-    finalize.conclude_training(config, splits, result, workdir, mesh, started)
+    finalize.finalize_training(config, splits, result, workdir, mesh, started, terminal.QUIET)
     spent = time.perf_counter() - started + result.train_seconds
     assert spent < time.perf_counter() - cli.STARTED  # or this shows nothing
     assert json.loads((workdir / "summary.json").read_text())["total_seconds"] <= spent

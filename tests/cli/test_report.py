@@ -12,7 +12,7 @@ from PIL import Image
 from mnist_flax.evaluation import metrics, report
 from mnist_flax.runtime import run_dir, terminal
 from mnist_flax.runtime.cli import UserError
-from mnist_flax.runtime.run_dir import read_records
+from mnist_flax.runtime.metrics_log import read_records
 from tests.commands import command, refusal
 
 NASTY = "<script>alert('x')</script>&amp;\"<img src=//evil.example/x>"

@@ -182,11 +182,11 @@ def test_the_second_start_reads_the_copy_and_needs_neither_tfds_nor_jax(digits_d
     datasets.load(config_for(digits_data_dir))
     run(
         """
-from mnist_flax import data
+from mnist_flax.data import datasets
 from mnist_flax.configs import default
 config = default.get_config()
 config.dataset, config.data_dir, config.validation_examples = "digits", sys.argv[1], 143
-assert len(data.load(config).train.labels) == 1_295
+assert len(datasets.load(config).train.labels) == 1_295
 heavy = {"tensorflow", "tensorflow_datasets", "jax", "grain", "sklearn", "array_record", "PIL"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """,
@@ -298,11 +298,11 @@ import resource
 from tests import tiny_mnist
 tiny_mnist.install()
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-from mnist_flax import data
+from mnist_flax.data import datasets
 from mnist_flax.configs import default
 config = default.get_config()
 config.data_dir, config.validation_examples = sys.argv[1], 20
-assert len(data.load(config).train.labels) == 180
+assert len(datasets.load(config).train.labels) == 180
 """,
         directory,
     )
@@ -355,11 +355,11 @@ def test_a_stream_that_is_left_early_lets_the_process_end_in_silence(tiny, tiny_
         """
 from tests import tiny_mnist
 tiny_mnist.install()
-from mnist_flax import data
+from mnist_flax.data import datasets
 from mnist_flax.configs import default
 config = default.get_config()
 config.data_dir, config.validation_examples, config.batch_size = sys.argv[1], 20, 16
-stream = data.stream(config, data.load(config).train_indices, 0, 4)
+stream = datasets.stream(config, datasets.load(config).train_indices, 0, 4)
 next(stream)
 assert "tensorflow" not in sys.modules
 """,

@@ -23,7 +23,7 @@ from mnist_flax.inference import classifier
 from mnist_flax.ocr import decode, page_reader
 from mnist_flax.runtime import config, run_dir, terminal
 from mnist_flax.runtime.cli import UserError
-from mnist_flax.runtime.run_dir import read_records
+from mnist_flax.runtime.metrics_log import read_records
 from mnist_flax.serving import json_api
 from tests.commands import ROOT, command, environment, refusal
 

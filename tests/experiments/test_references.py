@@ -18,7 +18,7 @@ from tests.experiments.test_study import COMPLETE, open_study, trials
 
 RECIPE = """
 from configs import digits
-from mnist_flax.experiments import space
+from mnist_flax.experiments.research import space
 
 
 def get_config():

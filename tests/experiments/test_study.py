@@ -14,7 +14,7 @@ from tests.commands import command, finish, kill_while, refusal, start, wait_for
 
 CONFIG = """
 from mnist_flax.configs import digits
-from mnist_flax.experiments import space
+from mnist_flax.experiments.research import space
 
 
 def get_config():

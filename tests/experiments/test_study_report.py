@@ -7,8 +7,8 @@ import pytest
 from optuna.trial import TrialState
 
 from mnist_flax.experiments import report
-from mnist_flax.experiments.research import directory, space, storage, study_figures, worker
-from mnist_flax.experiments.research.study_figures import Axis, Trial
+from mnist_flax.experiments.research import directory, space, storage, study_axes, study_figures, worker
+from mnist_flax.experiments.research.study_axes import Axis, Trial
 from mnist_flax.runtime.config import default_config
 from tests.commands import command, refusal
 from tests.experiments import test_space
@@ -93,7 +93,7 @@ def test_importance_finds_the_range_that_matters(place):
 
 def test_the_ring_of_the_best_lies_on_its_dot_also_where_dots_are_spread():
     names = ["adam", "lion", "sgd"]
-    axes_of = [study_figures.make_axis("optimizer.name", {"kind": "choice", "values": names})]
+    axes_of = [study_axes.make_axis("optimizer.name", {"kind": "choice", "values": names})]
     trials = [Trial(i, {"optimizer.name": names[i % 3]}, "complete", 0.02 + 0.001 * i, []) for i in range(12)]
     panel = study_figures.figure_isolation(trials, axes_of, "validation_error").axes[0]
     (ring,) = (line for line in panel.lines if line.get_label() == "best")
@@ -108,7 +108,7 @@ def test_nothing_is_cut_off_without_an_arrow_and_its_number(highest):
         "optimizer.name": {"kind": "choice", "values": ["adam", "sgd"]},
         RATE: {"kind": "log_uniform", "low": 1e-4, "high": 0.1, "log": True},
     }
-    key, *others = axes_of = [study_figures.make_axis(*each) for each in ranges.items()]
+    key, *others = axes_of = [study_axes.make_axis(*each) for each in ranges.items()]
     values = [highest, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08]
     places = [
         {key.key: (100, 1_000)[i % 2], "optimizer.name": ("adam", "sgd")[i % 4 > 1], RATE: 0.01} for i in range(8)
@@ -143,7 +143,7 @@ def test_a_curve_that_comes_to_no_error_at_all_is_drawn_to_its_end():
 
 
 def test_a_trial_without_rivals_is_drawn_as_the_best():
-    axis = study_figures.make_axis("num_epochs", {"kind": "integer", "low": 1, "high": 4, "log": False})
+    axis = study_axes.make_axis("num_epochs", {"kind": "integer", "low": 1, "high": 4, "log": False})
     trial = Trial(0, {"num_epochs": 2}, "complete", 0.02, [])
     panel = study_figures.figure_parallel([trial], [axis], "validation_error").axes[0]
     (best,) = (text.xy for text in panel.texts if text.get_text() == "best")
@@ -151,7 +151,7 @@ def test_a_trial_without_rivals_is_drawn_as_the_best():
 
 
 def test_a_short_logarithmic_axis_has_plain_numbers():
-    axis = study_figures.make_axis("batch_size", {"kind": "integer", "low": 16, "high": 64, "log": True})
+    axis = study_axes.make_axis("batch_size", {"kind": "integer", "low": 16, "high": 64, "log": True})
     trials = [Trial(i, {"batch_size": size}, "complete", 0.02, []) for i, size in enumerate((16, 32, 64))]
     figure = study_figures.figure_isolation(trials, [axis], "validation_error")
     figure.draw_without_rendering()
@@ -172,7 +172,7 @@ def test_every_value_of_a_scientific_choice_is_drawn_each_in_its_own_way():
         "model.channels": {"kind": "choice", "values": widths},
         "optimizer.name": {"kind": "choice", "values": ["adam", "sgd"]},
     }
-    key, other = (study_figures.make_axis(*each) for each in ranges.items())
+    key, other = (study_axes.make_axis(*each) for each in ranges.items())
     params = [{key.key: width, other.key: name} for width in key.ticks for name in other.ticks]
     trials = [Trial(i, each, "complete", 0.02 + 0.001 * i, []) for i, each in enumerate(params)]
     all_trials, panel = study_figures.figure_scientific(trials, key, [other], "validation_error").axes
@@ -202,23 +202,23 @@ def test_bootstrap_of_the_best_is_that_of_the_binomial():
     ("value", "warned"), [(1e-4, "lower"), (1.2e-4, "lower"), (1e-2, None), (0.09, "upper"), (0.1, "upper")]
 )
 def test_a_best_trial_at_the_end_of_its_range_is_pointed_out(value, warned):
-    axes = [study_figures.make_axis(RATE, {"kind": "log_uniform", "low": 1e-4, "high": 0.1, "log": True, "values": ()})]
+    axes = [study_axes.make_axis(RATE, {"kind": "log_uniform", "low": 1e-4, "high": 0.1, "log": True, "values": ()})]
     found = report.edge_warnings(Trial(0, {RATE: value}, "complete", 0.1, []), axes)
     assert [warned in sentence for sentence in found] == ([True] if warned else [])
 
 
 def test_off_is_no_end_of_a_range():
-    axes = [study_figures.make_axis("model.dropout_rate", {"kind": "uniform", "low": 0.0, "high": 0.5, "log": False})]
+    axes = [study_axes.make_axis("model.dropout_rate", {"kind": "uniform", "low": 0.0, "high": 0.5, "log": False})]
     assert not report.edge_warnings(Trial(0, {"model.dropout_rate": 0.0}, "complete", 0.1, []), axes)
     assert report.edge_warnings(Trial(0, {"model.dropout_rate": 0.49}, "complete", 0.1, []), axes)
 
 
 def test_axes_of_choices():
-    names = study_figures.make_axis("optimizer.name", {"kind": "choice", "values": ["sgd", "adam"]})
+    names = study_axes.make_axis("optimizer.name", {"kind": "choice", "values": ["sgd", "adam"]})
     assert names == Axis("optimizer.name", 0.0, 1.0, False, ("sgd", "adam"))
-    grid = study_figures.make_axis(RATE, {"kind": "choice", "values": [10.0**-k for k in range(10)]})
+    grid = study_axes.make_axis(RATE, {"kind": "choice", "values": [10.0**-k for k in range(10)]})
     assert grid.log and (grid.low, grid.high) == (1e-9, 1.0) and grid.share(1e-9) == 0
-    widths = study_figures.make_axis("model.dense", {"kind": "choice", "values": [[8], [16, 8]]})
+    widths = study_axes.make_axis("model.dense", {"kind": "choice", "values": [[8], [16, 8]]})
     assert widths.ticks == ("(8,)", "(16, 8)")
 
 

@@ -278,9 +278,9 @@ def test_two_lengths_do_not_smuggle_a_request(server):
 
 
 PATHS = r"""
-    /../web.py /..%2fweb.py /%2e%2e/web.py /....//web.py /..\web.py /%5c..%5cweb.py /~root //etc/passwd /CON
-    /%00 /app.js%00.html /page/../../web.py /%ff%fe /.git/config /app.js/x /index.html/../../web.py
-    /%252e%252e/web.py
+    /../app.py /..%2fapp.py /%2e%2e/app.py /....//app.py /..\app.py /%5c..%5capp.py /~root //etc/passwd /CON
+    /%00 /app.js%00.html /page/../../app.py /%ff%fe /.git/config /app.js/x /index.html/../../app.py
+    /%252e%252e/app.py
 """
 ODD_PATHS = [*PATHS.split(), "/\xff", "/" + "../" * 40 + "etc/passwd", "/" + "x" * 5000]
 

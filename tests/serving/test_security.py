@@ -16,8 +16,8 @@ import pytest
 from mnist_flax.data import prepare
 from mnist_flax.evaluation import metrics, report
 from mnist_flax.experiments import report as study_report
-from mnist_flax.experiments.research import confirm, directory, space, study_figures
-from mnist_flax.runtime import run_dir
+from mnist_flax.experiments.research import confirm, directory, space, study_axes
+from mnist_flax.runtime import metrics_log, run_dir
 from mnist_flax.runtime.config import default_config
 from tests.commands import ROOT, command, environment, refusal
 
@@ -36,7 +36,7 @@ from mnist_flax.experiments import report as study_report
 from mnist_flax.experiments.research import directory, storage
 from mnist_flax.inference import classifier, formats
 from mnist_flax.inference.run import load_run
-from mnist_flax.runtime import run_dir
+from mnist_flax.runtime import metrics_log, run_dir
 from orbax.checkpoint import v1
 
 place, payload = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]).read_bytes()
@@ -55,9 +55,9 @@ def attempt(function, *arguments):
 def readers(trained):
     config = run_dir.read_config(trained)
     return [
-        lambda: run_dir.read_summary(trained) or 1 / 0, lambda: run_dir.read_records(trained / "metrics.jsonl"),
+        lambda: run_dir.read_summary(trained) or 1 / 0, lambda: metrics_log.read_records(trained / "metrics.jsonl"),
         lambda: load_run(trained, "last"), lambda: load_run(trained, "best"),
-        lambda: classifier.load_reader(load_run(trained)), lambda: datasets.load(config),
+        lambda: classifier.load_classifier(load_run(trained)), lambda: datasets.load(config),
     ]
 
 def read_all(trained):
@@ -246,7 +246,7 @@ def test_what_is_written_into_a_directory_goes_through_no_link_in_it(stranger, t
         (workdir / name).symlink_to(outside)
     command("mnist_flax.report", workdir)
     command("mnist_flax.evaluate", workdir)
-    run_dir.Metrics(workdir, (workdir / "metrics.jsonl").read_text()).close()
+    metrics_log.Metrics(workdir, (workdir / "metrics.jsonl").read_text()).close()
     with run_dir.claim(workdir):
         pass
     assert outside.read_text() == "mine"
@@ -338,7 +338,7 @@ def test_a_study_report_escapes_whatever_it_shows(attack):
     config = default_config()
     config.dataset = attack
     record = directory.StudyRecord(attack, "sqlite:///x", config, plan, {attack: scale})
-    trial = study_figures.Trial(0, {attack: attack}, "complete", 0.1, [])
+    trial = study_axes.Trial(0, {attack: attack}, "complete", 0.1, [])
     failed = optuna.create_trial(state=optuna.trial.TrialState.FAIL, user_attrs={"error": attack})
     page = study_report.page(record, [trial], [failed], [attack], None, {"curves": b"png"})
     assert is_harmless(page, KNOWN).text.count(attack) >= 8

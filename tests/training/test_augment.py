@@ -12,9 +12,9 @@ from sklearn.datasets import load_digits
 
 from mnist_flax.configs import default
 from mnist_flax.training import augment as aug
-from mnist_flax.training import step as train
 from mnist_flax.training.photometric import KINDS as PHOTOMETRIC
 from mnist_flax.training.state import hyperparameters
+from mnist_flax.training.step import Batch, prepare_batch
 
 SHAPE = (28, 28)
 CENTRE = 13.5
@@ -285,8 +285,8 @@ def test_training_ends_on_gentle_images(digits):
 
     def batch(config, step):
         pixels = np.rint(255 * digits).astype(np.uint8)
-        whole = train.Batch(pixels, np.zeros(64), np.arange(64))
-        return np.asarray(train.prepare_batch(config, hyperparameters(config), 0, jnp.int32(step), 10, whole)[0])
+        whole = Batch(pixels, np.zeros(64), np.arange(64))
+        return np.asarray(prepare_batch(config, hyperparameters(config), 0, jnp.int32(step), 10, whole)[0])
 
     np.testing.assert_allclose(batch(gentle, 29), batch(config, 29), atol=1e-5)
     np.testing.assert_allclose(batch(gentle, 30), batch(weak, 30), atol=1e-5)

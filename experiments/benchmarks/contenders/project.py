@@ -16,8 +16,8 @@ from mnist_flax.data import datasets
 from mnist_flax.data.feed import make_feed
 from mnist_flax.experiments.benchmarks.contenders import Task
 from mnist_flax.runtime import devices
-from mnist_flax.training import step as train
 from mnist_flax.training.state import hyperparameters, init_state
+from mnist_flax.training.step import make_train_steps
 
 
 def describe() -> str:
@@ -36,7 +36,7 @@ def make(task: Task) -> Callable[[int], float]:
     split = datasets.Split(task.images, task.labels)
     feed = make_feed(config, datasets.Splits(split, split, split, np.arange(len(task.labels))), mesh, 0)
     hyper = hyperparameters(config)
-    train_steps = train.make_train_steps(config, 10, len(task.labels) // task.batch_size, mesh)
+    train_steps = make_train_steps(config, 10, len(task.labels) // task.batch_size, mesh)
     init = jax.jit(lambda seed: init_state(config, 10, seed), out_shardings=NamedSharding(mesh, P()))
     state = init(config.seed)
     state, last = train_steps(state, hyper, config.seed, feed(0, 1)._replace(stop=0))  # compiles, runs no step
