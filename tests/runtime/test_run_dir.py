@@ -165,3 +165,12 @@ def test_a_run_directory_that_is_removed_meanwhile_is_one_line(tmp_path, capsys)
     assert cli.report(caught.value) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ") and "is gone" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("field", ["path", "seed", "test_accuracy"])
+def test_a_member_of_another_type_is_damage(digits_ensemble, tmp_path, field):
+    recorded = run_dir.read_recorded(digits_ensemble[0])
+    recorded["members"][1][field] = [recorded["members"][1][field]] if field == "path" else "0.9"
+    run_dir.write_json(tmp_path / "config.json", recorded)
+    with pytest.raises(UserError, match="damaged"):
+        run_dir.read_members(tmp_path)
