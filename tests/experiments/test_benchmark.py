@@ -55,14 +55,6 @@ def test_mistakes_get_one_line(tmp_path, without_mnist, flag, message):
     assert message in error and not (tmp_path / "out").exists()
 
 
-def test_what_is_no_flag_gets_one_line():
-    assert "'bfloat16' is no flag" in refusal("experiments.bench_conv", "bfloat16")
-
-
-def test_a_place_to_save_to_that_is_not_there_gets_one_line():
-    assert "--directory=nope/x is no directory" in refusal("experiments.bench_saving", "--directory=nope/x")
-
-
 def test_a_missing_peer_names_the_extra(tmp_path, without_mnist, monkeypatch):
     from mnist_flax.experiments import benchmark
 
