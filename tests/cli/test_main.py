@@ -3,7 +3,6 @@ import fcntl
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +14,6 @@ import pytest
 
 from mnist_flax.data import datasets
 from mnist_flax.runtime import cli, devices, run_dir, terminal
-from mnist_flax.runtime import config as config_lib
 from mnist_flax.training import finalize, loop
 from tests.commands import ROOT, command, environment, final_state, finish, records, refusal, start, wait_for
 
@@ -281,45 +279,6 @@ def test_a_mistake_gets_one_line_and_status_2(arguments, hint, digits_data_dir):
     assert hint in refusal("mnist_flax.main", *base, f"--config.data_dir={digits_data_dir}", *arguments)
 
 
-RECIPE = """from mnist_flax.configs import default
-def get_config():
-    config = default.get_config()
-    {}
-    return config
-"""
-
-
-@pytest.mark.parametrize(
-    ("recipe", "found"),
-    [
-        ("import nothing_of_the_kind\n", ", line 1: ModuleNotFoundError: No module named 'nothing_of_the_kind'"),
-        ("from mnist_flax.configs import nothing_of_the_kind\n", ", line 1: ImportError"),
-        ("\ndef get_config(:\n", ", line 2: SyntaxError"),
-        ("nothing = 1\n", " has no function get_config()"),
-        (RECIPE.replace("return config", "").format("pass"), ": get_config() returns nothing"),
-        (RECIPE.format("config.num_epochs = '3'"), ", line 4: TypeError"),
-        (RECIPE.format("config.model.channels = 64"), ", line 4: TypeError"),
-        (RECIPE.format("config.optimzer.name = 'sgd'"), ", line 4: AttributeError: 'optimzer' Did you mean"),
-        (RECIPE.format("1 / 0"), ", line 4: ZeroDivisionError: division by zero"),
-        (RECIPE.format("raise SystemExit(0)"), ", line 4: SystemExit: 0"),
-        (b"\xff\xfe", ", line 1: SyntaxError"),
-    ],
-)
-def test_a_fault_in_a_recipe_is_named_with_its_line(recipe, found, tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_bytes(recipe if isinstance(recipe, bytes) else recipe.encode())
-    for arguments in ([f"--config={path}"], ["--config", path, "--config.seed=1"]):
-        error = refusal("mnist_flax.main", *arguments)
-        assert error.startswith(f"error: {path}{found}")
-
-
-def test_the_recipe_in_the_readme_is_one(tmp_path):
-    (example,) = re.findall(r"```python\n(# configs/wide.py\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    namespace: dict = {}
-    exec(example, namespace)
-    config_lib.check_config(namespace["get_config"]())
-
-
 COMMANDS = sorted(
     f"{path.parent.name}.{path.stem}"
     for package in ("mnist_flax", "experiments")
@@ -336,21 +295,6 @@ def test_ctrl_c_while_it_imports_ends_it_quietly(module):
     assert "KeyboardInterrupt" not in finish(process, None).stderr
 
 
-def test_flags_in_a_file_that_is_no_text_are_refused_as_such(tmp_path):
-    (tmp_path / "flags").write_bytes(b"\xff\xfe")
-    assert "can't decode" in refusal("mnist_flax.main", f"--flagfile={tmp_path / 'flags'}")
-
-
-def test_a_recipe_in_a_file_of_flags_is_checked_as_any(tmp_path):
-    for flag, hint in (
-        ("--config=nowhere.py", "nowhere.py is no file"),
-        ("--config=configs/digits.py\n--config.sed=1", "did you mean config.seed?"),
-        ("--config.num_epochs=0\n--config\nconfigs/digits.py", "config.num_epochs=0 is out of range"),
-    ):
-        (tmp_path / "flags").write_text(flag)
-        assert hint in refusal("mnist_flax.main", f"--flagfile={tmp_path / 'flags'}")
-
-
 def test_what_does_not_fit_is_refused_before_data_are_prepared(tmp_path):
     for override, hint in (
         ("--config.batch_size=33", "a multiple of the 2 devices"),
@@ -361,20 +305,6 @@ def test_what_does_not_fit_is_refused_before_data_are_prepared(tmp_path):
         ended = command("mnist_flax.main", "--config=configs/digits.py", override, *place, devices=2, status=2)
         assert hint in ended.stderr and ended.stderr.count("\n") == 1
         assert not any(tmp_path.iterdir())
-
-
-def test_a_recipe_may_take_an_argument():
-    code = (
-        "import mnist_flax.main as m; from absl import flags; flags.FLAGS(m._ARGUMENTS); print(m._CONFIG.value.dataset)"
-    )
-    arguments = ("--config.seed=1", "--config=configs/default.py:fashion_mnist")
-    assert finish(start(code, *arguments, option="-c")).stdout == "fashion_mnist\n"
-
-
-def test_overrides_may_come_first_and_set_a_field_back_to_none(digits_data_dir):
-    arguments = ("--config.train_examples=None", "--config.dataset=digits", "--config", "configs/speedrun.py")
-    fields = (f"--config.data_dir={digits_data_dir}", "--config.batch_size=9999")
-    assert "1,438 training examples" in refusal("mnist_flax.main", *arguments, *fields)
 
 
 def test_another_program_may_import_the_package_and_is_left_alone(tmp_path):

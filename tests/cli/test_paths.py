@@ -4,7 +4,6 @@ import pytest
 
 from mnist_flax.data import prepare
 from mnist_flax.inference.run import load_run
-from mnist_flax.runtime import cli
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.runtime.cli import UserError
 from tests.commands import command
@@ -45,8 +44,3 @@ def test_the_library_refuses_it_too():
     config.data_dir = "memory://data"
     with pytest.raises(UserError, match="memory://data is a URL"):
         config_lib.check_config(config)
-
-
-@pytest.mark.parametrize("path", ["a:b", "c:/d", "./gs:/e", "10:30/run", "/data/x://y", "a b://c"])
-def test_a_colon_alone_makes_no_url(path):
-    cli.check_path(path, path)

@@ -95,14 +95,6 @@ def test_listed_names_may_be_any_bytes(digits_run, folder, tmp_path):
     assert done.stdout.startswith(name + b": 3 ("), done.stderr
 
 
-def test_lists_may_begin_with_a_byte_order_mark(digits_run, folder):
-    """And end lines as Windows does; in UTF-16 they are refused, whatever names come first."""
-    done = predict_listed(digits_run, f"{folder / '3.png'}\r\n{folder / '7.png'}\r\n".encode("utf-8-sig"))
-    assert [line.rpartition(b": ")[2][:1] for line in done.stdout.splitlines()] == [b"3", b"7"], done.stderr
-    done = predict_listed(digits_run, f"{folder / '3.png'}\n".encode("utf-16"))
-    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1) and b"UTF-8" in done.stderr
-
-
 def test_a_reader_that_has_seen_enough_ends_it(digits_run, folder):
     """As in `predict ... | head -1`."""
     process = start("mnist_flax.predict", digits_run, folder)
@@ -128,23 +120,6 @@ def test_what_cannot_be_read_does_not_stop_the_rest(digits_run, folder, tmp_path
 def test_below_the_threshold_is_a_question_mark(digits_run, folder):
     out = predict(digits_run, folder / "7.png", "--threshold=1").stdout
     assert "7.png: ? (likeliest 7, " in out
-
-
-def test_calibration_is_kept_and_made_anew_for_other_parameters(digits_run, folder, tmp_path):
-    digits_run = shutil.copytree(digits_run, tmp_path / "run")
-    path = digits_run / "calibration.json"
-    predict(digits_run, folder / "7.png")
-    kept = json.loads(path.read_text())
-    assert 0.1 <= kept["temperature"] <= 10 and 0 < kept["threshold"] <= 1
-    assert kept["errors"] <= kept["accepted_error"] * kept["answered"]
-    path.write_text(json.dumps(kept | {"digest": "of another model", "threshold": 0.123}))
-    predict(digits_run, folder / "7.png")
-    assert json.loads(path.read_text()) == kept
-    path.write_text("{")
-    assert "calibration.json is damaged: delete it" in refusal("mnist_flax.predict", digits_run, folder / "7.png")
-    path.unlink()
-    predict(digits_run, folder / "7.png")
-    assert json.loads(path.read_text()) == kept
 
 
 def test_json_says_where_and_how_sure(digits_run, folder, split, tmp_path):

@@ -1,7 +1,6 @@
 import os
 
 from mnist_flax.experiments.benchmarks import cores
-from mnist_flax.experiments.record import runs
 
 
 def test_processes_share_the_cores():
@@ -19,12 +18,6 @@ def test_a_system_that_binds_no_process_is_no_trouble(monkeypatch):
     assert cores.usable() == set(range(os.cpu_count()))
     with cores.bound({0}):
         assert cores.usable() == set(range(os.cpu_count()))
-
-
-def test_every_process_has_cores_of_its_own_if_there_are_enough(monkeypatch):
-    monkeypatch.setattr(cores, "usable", lambda: {1, 4, 5})
-    assert runs._core_shares(2) == [{1, 5}, {4}]
-    assert runs._core_shares(4) == [{1}, {4}, {5}, {1, 4, 5}]
 
 
 def test_distance_is_measured_where_there_are_two_cores_and_they_stay_as_they_were():

@@ -4,25 +4,24 @@ from dataclasses import replace
 
 import optuna
 import pytest
-import sqlalchemy
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mnist_flax.experiments.research import directory, space, storage, worker
 from mnist_flax.runtime.config import default_config
-from tests.commands import command
 from tests.experiments.test_study import open_study
 
 DEFINITION = space.Definition(default_config(), {"seed": space.integer(0, 9)}, [], space.Plan())
 
 
-@pytest.fixture
-def place(tmp_path):
+def new_study(place):
     """A study directory, its study without trials."""
-    place = tmp_path / "which? {100%41} #1" / "study"
     record = directory.prepare(place, DEFINITION, None)
     worker.join(record.name, DEFINITION, storage.connect(record.storage, heartbeat=60), place)
     return place
+
+
+@pytest.fixture
+def place(tmp_path):
+    return new_study(tmp_path / "which? {100%41} #1" / "study")
 
 
 def test_a_study_that_is_copied_or_moved_takes_its_trials_along(place):
@@ -35,12 +34,6 @@ def test_a_study_that_is_copied_or_moved_takes_its_trials_along(place):
     moved = place.rename(place.with_name("moved"))
     assert len(open_study(moved).trials) == 1 and len(open_study(copied).trials) == 3
     assert directory.prepare(moved, DEFINITION, None) == directory.read(moved)
-
-
-def test_a_baseline_that_won_is_not_compared_with_itself(place):
-    open_study(place).add_trial(optuna.create_trial(value=0.5, user_attrs={"config": {"seed": 3}}))
-    assert "trial 0, is the baseline" in command("experiments.study", "confirm", place).stdout
-    assert not (place / "confirmation.json").exists()
 
 
 @pytest.mark.parametrize("url", ["sqlite:///{}/other.db", "sqlite:///{}/study.db"])
@@ -95,11 +88,3 @@ def test_a_storage_that_is_no_address_is_refused(place, url):
     (place / "study.json").write_text(json.dumps(details | {"storage": url}))
     with pytest.raises(directory.UserError, match="was damaged"):
         directory.read(place)
-
-
-@given(st.text(min_size=1), st.sampled_from(["user", "query"]))
-def test_what_is_written_down_is_the_address_without_its_password(password, part):
-    address = sqlalchemy.URL.create("postgresql", "me", host="host", port=5432, database="db", query={"sslmode": "on"})
-    told = address.set(password=password) if part == "user" else address.update_query_dict({"password": password})
-    written = storage.public(told.render_as_string(hide_password=False))
-    assert sqlalchemy.make_url(written) == address

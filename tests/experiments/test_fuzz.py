@@ -24,10 +24,9 @@ from mnist_flax.ocr import decode, page_reader
 from mnist_flax.runtime import config, run_dir, terminal
 from mnist_flax.runtime.cli import UserError
 from mnist_flax.runtime.metrics_log import read_records
-from mnist_flax.serving import json_api
 from tests.commands import ROOT, command, environment, refusal
 
-LIGHT = [name for name in TARGETS if name != "web"]  # of test_serve.py and test_attacks.py
+LIGHT = [name for name in TARGETS if name != "web"]  # of test_app.py and test_attacks.py
 
 
 @pytest.fixture(scope="module", params=LIGHT)
@@ -269,20 +268,6 @@ def test_a_picture_of_nothing_but_marks_is_refused_and_not_taken_apart():
 def test_what_could_be_frames_is_not_held_against_all_that_could_be_lines():
     """Twenty thousand of each: minutes, if it were pair by pair."""
     assert not page_reader.find(dots(1_400), "page").lattices
-
-
-@pytest.mark.parametrize("value", [True, 1.0, "1", None, 10**400, -1, 256, [1]], ids=ascii)
-def test_a_pixel_is_a_whole_number(value):
-    pixels = [[0] * 28 for _ in range(28)]
-    pixels[3][4] = value
-    with pytest.raises(UserError, match=r"`\$\.pixels\[3\]\[4\]`"):
-        json_api.parse_digit(json.dumps({"pixels": pixels}).encode())
-
-
-@pytest.mark.parametrize("point", [[True, 0], ["0", 0], [0], [0, 0, 0], [None, 0], [10**400, 0], 0, {}], ids=ascii)
-def test_a_point_is_two_numbers(point):
-    with pytest.raises(UserError, match=r"`\$\.strokes\[0\]\[1\]"):
-        json_api.parse_digit(json.dumps({"strokes": [[[0, 0], point]]}).encode())
 
 
 def test_a_cache_that_is_no_archive_of_arrays_is_made_anew(tmp_path):

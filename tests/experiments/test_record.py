@@ -1,13 +1,8 @@
 import json
 import signal
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy import special
 
-from mnist_flax.experiments.record import results, runs
 from mnist_flax.runtime import run_dir
 from tests.commands import command, finish, refusal, start, wait_for
 
@@ -19,32 +14,6 @@ SMALL = [
     "--config.model.kernel_sizes=(3,)",
     "--config.model.pool_sizes=(2,)",
 ]
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-def test_mcnemar_is_the_exact_binomial_test(pairs):
-    first, second = np.array(pairs).T
-    found = results.mcnemar(first, second)
-    b, c = (sum(x and not y for x, y in each) for each in (pairs, [(y, x) for x, y in pairs]))
-    assert (found["only_first"], found["only_second"]) == (b, c)
-    tail = sum(special.comb(b + c, k, exact=True) for k in range(min(b, c) + 1)) / 2 ** (b + c)
-    assert found["p_value"] == pytest.approx(min(1.0, 2 * tail))
-
-
-def test_scores_are_paired_by_seed_and_ensembles_share_no_run():
-    random = np.random.default_rng(0)
-    labels = random.integers(0, 10, 50)
-    logits = random.normal(size=(2, 4, 50, 10)) + 2 * np.eye(10)[labels]
-    found = results.score(*logits, labels, 2)
-    right = logits.argmax(-1) == labels
-    np.testing.assert_allclose(found["difference"]["values"], right.mean(-1)[0] - right.mean(-1)[1])
-    assert [test["only_first"] for test in found["tests"]] == (right[0] & ~right[1]).sum(1).tolist()
-    probabilities = special.softmax(logits, axis=-1)
-    want = [(probabilities[0, i : i + 2].mean(0).argmax(-1) == labels).mean() for i in (0, 2)]
-    np.testing.assert_allclose(found["ensemble_accuracy"]["values"], want)
-    one = results.score(*logits, labels, 3)  # ensemble, whose deviation is unknown
-    assert json.loads(json.dumps(one, allow_nan=False))["ensemble_accuracy"]["half_interval"] is None
 
 
 @pytest.mark.slow
@@ -94,17 +63,6 @@ def test_the_test_set_is_scored_only_when_all_have_trained(tmp_path, digits_data
     (tmp_path / "tiny_ensemble_2" / "notes.txt").touch()
     assert "tiny_ensemble_2 is neither empty nor an ensemble" in refusal("experiments.record", *swapped)
     assert json.loads((tmp_path / "results.json").read_text())["recipe"] == "tiny"
-
-
-def test_parts_of_runs_count_for_the_time_left_and_for_no_run(capsys):
-    with runs._bar("train", 4) as show:
-        for done, parts in ((0, 1.0), (0, 1.9), (1, 1.0), (4, 0.0)):
-            show(done, parts)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(",")[0] for line in lines] == [f"train: {done} of 4 runs" for done in (0, 1, 4)]
-    assert [" left" in line for line in lines] == [False, True, False]
-    assert runs.time_left(4_800, 0.4, 9.6) == ", about 1 day, 8:00:00 left"
-    assert runs.time_left(60, 0.5, 1.5) == ", about 0:03:00 left"
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,9 @@
-import re
-from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import optuna
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from mnist_flax.experiments.research import samplers, space, storage, worker
+from mnist_flax.experiments.research import samplers, space
 from mnist_flax.runtime.cli import UserError
 from mnist_flax.runtime.config import default_config
 
@@ -41,114 +35,11 @@ def ask(count, sampler_name="quasirandom", objective=None, ranges=SPACE):
     return found
 
 
-def test_trials_lie_in_the_space_and_make_configs():
-    definition = define(search_space=lambda: SPACE)
-    trials = ask(64)
-    for trial in trials:
-        config = definition.trial_config(trial)
-        assert config.optimizer.learning_rate == trial[RATE] and config.model.channels == trial["model.channels"]
-        assert ("optimizer.momentum" in trial) == (trial["optimizer.name"] == "sgd")
-    # Quasi-random: every 16th of the range has its share, of logarithms.
-    shares = np.log10([trial[RATE] for trial in trials]) / 3 + 4 / 3
-    assert set(np.histogram(shares, 16, (0, 1))[0]) == {4}
-    for key, values in (("optimizer.name", 2), ("num_epochs", 4), ("model.channels", 2)):
-        assert {sum(t[key] == v for t in trials) for v in {t[key] for t in trials}} == {64 // values}
-
-
-def test_a_trial_is_placed_by_its_number_whoever_asks():
-    alone = ask(6)
-    study = optuna.create_study()
-    trials = [study.ask() for _ in range(6)]
-    study.sampler = samplers.QuasiRandom(list(SPACE), 0)
-    assert [samplers.suggest(trial, SPACE) for trial in reversed(trials)] == list(reversed(alone))
-
-
-@given(
-    share=st.floats(0, 1, exclude_max=True),
-    low=st.floats(1e-6, 1e3),
-    factor=st.floats(1.001, 1e4),
-    log=st.booleans(),
-    ends=st.tuples(st.integers(1, 1000), st.integers(1, 1000)),
-)
-def test_places_are_within_their_range(share, low, factor, log, ends):
-    high = low * factor
-    assert low <= samplers.place(share, FloatDistribution(low, high, log=log)) <= high
-    first, last = sorted(ends)
-    assert first <= samplers.place(share, IntDistribution(first, last, log=log)) <= last
-    assert samplers.place(share, CategoricalDistribution(["a", "b", "c"])) == "abc"[int(3 * share)]
-
-
-@pytest.mark.parametrize("name", ["tpe", "cmaes"])
-def test_adaptive_samplers_close_in_on_the_optimum(name):
-    ranges = {RATE: space.log_uniform(1e-6, 1.0), "optimizer.b1": space.uniform(0.1, 0.9)}
-
-    def objective(trial):
-        return (np.log10(trial[RATE]) + 3) ** 2 + 25 * (trial["optimizer.b1"] - 0.3) ** 2
-
-    values = [objective(trial) for trial in ask(60, name, objective, ranges)]
-    assert np.median(values[-20:]) < np.median(values[:10]) / 4
-
-
-def test_retried_trials_and_sweeps_keep_their_values():
-    entries = [{RATE: 0.1, "model.channels": (4, 8, 8)}, {"batch_size": 32}]
-    definition = define(sweep=lambda: iter(entries))
-    study = optuna.create_study(sampler=samplers.QuasiRandom(list(definition.space), 0))
-    for entry in entries:
-        fixed = samplers.fixed_params(entry)
-        study.enqueue_trial(fixed)
-        assert samplers.suggest(study.ask(), definition.space, fixed) == entry
-
-
-def test_points_give_each_space_its_budget():
-    points = samplers.points({RATE: space.log_uniform(1e-3, 1e-1), "seed": space.choice(1, 2)}, 8, seed=0)
-    assert len(points) == 8 and all(1e-3 <= p[RATE] <= 1e-1 and p["seed"] in (1, 2) for p in points)
-    assert len(list(space.product({"seed": [0, 1], "batch_size": [8, 16, 32]}))) == 6
-
-
 def test_identity_tells_spaces_and_configs_apart():
     base = define(search_space=lambda: SPACE).identity()
     for change in ({RATE: space.log_uniform(1e-4, 1.0)}, {"num_epochs": space.integer(1, 5)}):
         assert define(search_space=lambda c=change: SPACE | c).identity() != base
     assert define(search_space=lambda: SPACE, plan=lambda: space.Plan(objective="validation_loss")).identity() != base
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"target": 0.98}, ["target: 0.99 -> 0.98"]),
-        ({"evaluations": 8}, ["evaluations: 0 -> 8"]),
-        ({"question": "Which?", "rounds": 2, "sampler": "tpe"}, []),
-    ],
-)
-def test_identity_holds_what_epochs_to_a_target_depend_on(change, told, tmp_path):
-    plan = space.Plan(objective="epochs_to_target")
-    database = storage.connect(storage.default_url(tmp_path), heartbeat=60)
-    worker.join("study", define(search_space=lambda: SPACE, plan=lambda: plan), database, tmp_path)
-    other = define(search_space=lambda: SPACE, plan=lambda: replace(plan, **change))
-    if told:
-        with pytest.raises(UserError, match=re.escape(f"another config ({'; '.join(told)})")):
-            worker.join("study", other, database, tmp_path)
-    else:
-        worker.join("study", other, database, tmp_path)
-
-
-def test_a_study_goes_on_when_fields_were_added_since(tmp_path):
-    definition = define(search_space=lambda: SPACE)
-    database = storage.connect(storage.default_url(tmp_path), heartbeat=60)
-    study = worker.join("study", definition, database, tmp_path)
-    older = definition.identity()
-    for key in ("config.model.padding", "config.model.strides", "repeats"):
-        del older[key]
-    study.set_user_attr("identity", older)
-    worker.join("study", definition, database, tmp_path)
-    config = default_config()
-    config.model.padding = "VALID"
-    other = space.Definition(config, SPACE, [], space.Plan(repeats=2))
-    with pytest.raises(UserError, match=r"config\.model\.padding: 'SAME' -> 'VALID'; repeats: 1 -> 2"):
-        worker.join("study", other, database, tmp_path)
-    study.set_user_attr("identity", {**older, "config.gone": 3})
-    with pytest.raises(UserError, match=r"another version .*config\.gone"):
-        worker.join("study", definition, database, tmp_path)
 
 
 def test_a_target_that_is_not_asked_for_makes_no_difference():
@@ -265,3 +156,9 @@ def test_what_a_config_file_gets_wrong_itself_is_refused_in_one_line():
     ):
         with pytest.raises(UserError, match=hint):
             define(**functions)
+
+
+def test_repeats_and_seeds_of_the_space_exclude_each_other():
+    ranges = {"seed": space.choice(0, 1)}
+    with pytest.raises(UserError, match="use either"):
+        space.define(SimpleNamespace(search_space=lambda: ranges), default_config(), repeats=2)

@@ -3,11 +3,9 @@ import json
 import re
 import signal
 import sqlite3
-import time
 
 import optuna
 import pytest
-import sqlalchemy
 
 from mnist_flax.experiments.research import confirm, directory, storage, worker
 from tests.commands import command, finish, kill_while, refusal, start, wait_for
@@ -267,43 +265,6 @@ def _complete(place):
         return bool(trials(place, COMPLETE))
     except Exception:
         return False
-
-
-def test_trials_of_a_worker_that_was_killed_while_taking_them_are_tried_again(tmp_path):
-    database = storage.connect(storage.default_url(tmp_path), heartbeat=60)
-    study = optuna.create_study(storage=database)
-    _, named, alive = (study.ask() for _ in range(3))
-    for trial in (named, alive):
-        trial.set_user_attr("worker", "host:1")
-    database.record_heartbeat(alive._trial_id)
-    with storage.exclusive(database):
-        assert storage.retry_abandoned(study, database) == 2
-    assert [t.state for t in study.get_trials()] == [FAIL, FAIL, RUNNING, WAITING, WAITING]
-    again = study.ask()
-    assert again.number in (3, 4)
-    with storage.exclusive(database):
-        assert storage.retry_abandoned(study, database) == 1
-    assert [t.state for t in study.get_trials()].count(WAITING) == 2
-
-
-def test_heartbeats_outlive_a_failure_of_the_database(tmp_path):
-    database = storage.connect(storage.default_url(tmp_path), heartbeat=1)
-    study = optuna.create_study(storage=database)
-    trial = study.ask()
-
-    def sql(text):
-        with database.engine.begin() as connection:
-            return connection.execute(sqlalchemy.text(text))
-
-    with storage.heartbeats(database, [trial._trial_id]):
-        sql("alter table trial_heartbeats rename to elsewhere")
-        time.sleep(2.5)  # in which two fail
-        sql("alter table elsewhere rename to trial_heartbeats")
-        sql("update trial_heartbeats set heartbeat = '2000-01-01 00:00:00'")
-        deadline = time.monotonic() + 20
-        while "2000" in sql("select heartbeat from trial_heartbeats").scalar():
-            assert time.monotonic() < deadline, "no heartbeat came"
-            time.sleep(0.02)
 
 
 def test_mistakes_get_one_line_and_leave_the_study_as_it_was(finished, arguments, tmp_path):

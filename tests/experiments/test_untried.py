@@ -3,16 +3,11 @@
 import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
-import numpy as np
 import optuna
 import pytest
 
-from mnist_flax.experiments.research import members, samplers, space, storage, untried, worker
-from mnist_flax.runtime.cli import UserError
-from mnist_flax.runtime.config import default_config
-from tests.experiments.test_population import config_for
+from mnist_flax.experiments.research import samplers, space, storage, untried, worker
 from tests.experiments.test_space import RATE, define
 
 FINITE = {
@@ -99,44 +94,3 @@ def test_workers_on_one_storage_share_the_points(tmp_path):
     trials = optuna.load_study(study_name="study", storage=url).trials
     points = [samplers.point_of(FINITE, trial) for trial in trials]
     assert sorted(map(str, points)) == sorted(map(str, enumerated(FINITE)))
-
-
-def test_a_point_that_waits_to_be_tried_again_is_no_other_trial_s(tmp_path):
-    ranges = {"batch_size": space.choice(8, 16, 32)}
-    definition = define(search_space=lambda: ranges)
-    database = storage.connect(storage.default_url(tmp_path), heartbeat=60)
-    study = worker.join("study", definition, database, tmp_path)
-    one = worker.Worker(study, database, definition, None, trials=3, population=1, sampler="quasirandom", rounds=1,
-                        test=False, stop=lambda: False)  # fmt: skip
-    [(first, point)] = one._take()
-    with storage.exclusive(database):
-        storage.requeue(study, database.get_trial(first._trial_id))
-    again = [one._take() for _ in range(4)]
-    assert next(overrides for batch in again for _, overrides in batch) == point and not again[-1]
-    assert {overrides["batch_size"] for batch in again for _, overrides in batch} == {8, 16, 32}
-
-
-def test_the_value_of_a_repeated_trial_is_the_mean_over_its_seeds(digits_data_dir, tmp_path):
-    config = config_for(digits_data_dir, seed=5)
-    ranges = {"num_epochs": space.choice(1, 2)}
-    definition = space.define(SimpleNamespace(search_space=lambda: ranges), config, repeats=2)
-    database = storage.connect(storage.default_url(tmp_path), heartbeat=60)
-    study = worker.join("study", definition, database, tmp_path)
-    programs = members.Programs.load(config)
-    assert worker.Worker(study, database, definition, programs, trials=9, population=4, sampler="tpe", rounds=1,
-                         test=False, stop=lambda: False).run()  # fmt: skip
-    for trial in study.trials:
-        own = {"num_epochs": trial.params["num_epochs"]}
-        seeds = [members.with_fields(config, {**own, "seed": seed}) for seed in (5, 6)]
-        population = members.Population(seeds, programs)
-        population.advance(1.0, np.ones(2, bool))
-        losses = [records[-1].loss for records in population.records]
-        assert losses[0] != losses[1] and trial.user_attrs["curve"][-1][3] == pytest.approx(np.mean(losses), rel=1e-3)
-        assert trial.value == pytest.approx(np.mean([1 - records[-1].accuracy for records in population.records]))
-    assert len(study.trials) == 2
-
-
-def test_repeats_and_seeds_of_the_space_exclude_each_other():
-    ranges = {"seed": space.choice(0, 1)}
-    with pytest.raises(UserError, match="use either"):
-        space.define(SimpleNamespace(search_space=lambda: ranges), default_config(), repeats=2)

@@ -13,7 +13,7 @@ from mnist_flax.runtime import config as config_lib
 from mnist_flax.runtime import devices, run_dir
 from mnist_flax.runtime.cli import RunError, UserError
 from mnist_flax.training import loop
-from tests.models.test_folded import NETWORKS, Residual, ensemble, model_config, network, plugged_in, random_variables
+from tests.models.test_folded import Residual, model_config, network, plugged_in, random_variables
 
 IN_ONNX = ("onnx", "onnxruntime")
 
@@ -107,22 +107,6 @@ def test_onnx_is_compact_and_standard(trained, splits, tmp_path):
     (result,) = onnx.reference.ReferenceEvaluator(model).run(None, {"images": splits.test.images[:3]})
     expected = formats.flax_predict(trained.model, trained.variables)(splits.test.images[:3])
     np.testing.assert_allclose(result, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", [*NETWORKS, "ensemble"])
-def test_onnx_holds_every_kind_of_network(name, tmp_path):
-    needs(*IN_ONNX)
-    configs, variables = [model_config(NETWORKS.get(name, {}))], None
-    if name == "ensemble":
-        together, configs, _, variables = ensemble("plain", "norms", "valid_average")
-    else:
-        together, variables = network(configs[0]), random_variables(configs[0])
-    trained = Run(None, configs[0], together, variables, tuple("0123456789"), tuple(configs[1:]))
-    formats.export_onnx(trained, np.zeros((0, 28, 28), np.uint8), tmp_path / "model.onnx")
-    predict = formats.load_onnx(tmp_path / "model.onnx")
-    images = np.random.default_rng(0).integers(0, 256, (7, 28, 28), np.uint8)
-    np.testing.assert_allclose(predict(images), formats.flax_predict(together, variables)(images), atol=1e-5)
-    assert predict(images[:0]).shape == (0, 10)
 
 
 @pytest.mark.parametrize("name", formats.FORMATS)

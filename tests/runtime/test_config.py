@@ -6,19 +6,10 @@ from ml_collections import ConfigDict
 
 from mnist_flax.models import cnn
 from mnist_flax.runtime import config as config_lib
-from mnist_flax.runtime import recipes
 from mnist_flax.runtime.cli import UserError
 from mnist_flax.training.state import hyperparameters
 
 FIELDS = config_lib.flatten(config_lib.default_config())
-
-
-@pytest.mark.parametrize("recipe", sorted(recipes.RECIPES.glob("*.py")), ids=lambda path: path.name)
-def test_every_recipe_is_valid(recipe):
-    if recipe.name != "__init__.py":
-        import importlib
-
-        config_lib.check_config(importlib.import_module(f"mnist_flax.configs.{recipe.stem}").get_config())
 
 
 def test_every_field_is_ranged_or_chosen_or_free_on_purpose():

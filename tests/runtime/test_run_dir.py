@@ -121,3 +121,12 @@ def test_any_config_file_is_read_or_refused_in_one_line(text, directory):
         config_lib.check_config(run_dir.read_config(directory))  # a field that is not there has its default
     except UserError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("field", ["path", "seed", "test_accuracy"])
+def test_a_member_of_another_type_is_damage(digits_ensemble, tmp_path, field):
+    recorded = run_dir.read_recorded(digits_ensemble[0])
+    recorded["members"][1][field] = [recorded["members"][1][field]] if field == "path" else "0.9"
+    run_dir.write_json(tmp_path / "config.json", recorded)
+    with pytest.raises(UserError, match="damaged"):
+        run_dir.read_members(tmp_path)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.commands import finish, refusal, start
+from tests.commands import finish, start
 
 
 @pytest.mark.parametrize(
@@ -27,17 +27,3 @@ def test_without_a_package_one_line_says_what_to_install(package, arguments, ext
     error = finish(start(code, option="-c"), 2).stderr
     assert error.startswith("error: ") and error.count("\n") == 1, error
     assert error.endswith(f": pip install 'mnist_flax[{extra}]'\n") and package in error.lower()
-
-
-@pytest.mark.parametrize("arguments", [["one"], ["0", "1"], ["1.5"], ["1" * 5_000]], ids=lambda words: words[0][:3])
-def test_what_is_no_seed_of_the_peer_gets_one_line(arguments):
-    assert "is no seed" in refusal("experiments.speedrun_peer", *arguments)
-
-
-def test_the_peer_times_no_preparation_of_data(tmp_path):
-    code = (
-        "import runpy, sys; sys.modules['torch'] = sys; sys.argv = ['it']; "  # PyTorch is not reached
-        "runpy.run_module('experiments.speedrun_peer', run_name='__main__')"
-    )
-    error = finish(start(code, option="-c", TFDS_DATA_DIR=str(tmp_path)), 2).stderr
-    assert "MNIST is not prepared: run python -m mnist_flax.main once" in error and len(error.splitlines()) == 1
