@@ -37,7 +37,7 @@ def test_a_study_goes_on_when_fields_were_added_since(tmp_path):
     database = storage.connect(storage.default_url(tmp_path), heartbeat=60)
     study = worker.join("study", definition, database, tmp_path)
     older = definition.identity()
-    for key in ("config.model.padding", "config.model.strides", "repeats"):
+    for key in ("config.model.padding", "repeats"):
         del older[key]
     study.set_user_attr("identity", older)
     worker.join("study", definition, database, tmp_path)
