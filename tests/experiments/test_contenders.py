@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from mnist_flax.configs import classic
 from mnist_flax.data import datasets
 from mnist_flax.experiments.benchmarks import contenders
-from mnist_flax.models.cnn import scale_pixels
+from mnist_flax.models.cnn import make_model, scale_pixels
 from mnist_flax.runtime import config as config_lib
 from mnist_flax.training.loss import cross_entropy
 from mnist_flax.training.state import hyperparameters, init_state
@@ -37,7 +37,7 @@ def test_burst_losses_of_the_project_are_means_over_their_steps():
     config = classic.get_config()
     config.model.compute_dtype = "float32"
     variables = init_state(config, 10, config.seed).variables()
-    model = cnn.make_model(config.model, hyperparameters(config), 10)
+    model = make_model(config.model, hyperparameters(config), 10)
     rows = task.rows(0, 1)[0]
     first = cross_entropy(model.apply(variables, scale_pixels(images[rows])), labels[rows]).mean()
     assert losses[0] == pytest.approx(float(first), rel=1e-4)
