@@ -45,11 +45,11 @@ def train(
     """
     started = time.perf_counter() if started is None else started
     config_lib.check_config(config)
-    is_first = distributed.is_first()
     if run_dir.read_finished(directory, config):
         return True
-    mesh = devices.make_mesh()
+    mesh = devices.make_mesh()  # refuses a backend that is not there
     devices.check_batch(config, mesh)
+    is_first = distributed.is_first()
     splits = datasets.load(config)
     with run_dir.claim(directory) if is_first else contextlib.nullcontext():
         if is_first:
