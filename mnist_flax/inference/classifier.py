@@ -2,11 +2,11 @@
 
 import contextlib
 import hashlib
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 from jaxtyping import Float, UInt8
 
 from mnist_flax.evaluation import calibration, metrics
@@ -35,7 +35,7 @@ class CalibratedClassifier(NamedTuple):
 def load_classifier(trained: Run, threshold: float | None = None) -> CalibratedClassifier:
     """A run's model, with the threshold of its answers from calibration unless one is given.
 
-    Says so in a line on standard error where the run cannot be calibrated and no `threshold` is given.
+    Logs it where the run cannot be calibrated and no `threshold` is given.
 
     Raises:
       UserError: it does not read digits, or its calibration is damaged.
@@ -48,16 +48,13 @@ def load_classifier(trained: Run, threshold: float | None = None) -> CalibratedC
     fitted = load_calibration(trained, logits)
     if fitted is None:
         if threshold is None:
-            why, remedy = (
-                "its validation examples are not at hand",
-                f"name their place with {prepare.place_option()}, or ",
-            )
+            why = "its validation examples are not available"
+            remedy = f"name their place with {prepare.place_option()}, or "
             if trained.config.validation_examples == 0:
                 why, remedy = "no examples were held out from its training", ""
-            print(
-                f"note: {trained.directory} is not calibrated, since {why}: answers below {DEFAULT_THRESHOLD:.0%} "
-                f"are '?'; {remedy}set {cli.option('threshold', 'P')}",
-                file=sys.stderr,
+            logging.info(
+                f"{trained.directory} is not calibrated, since {why}: answers below {DEFAULT_THRESHOLD:.0%} are '?'; "
+                f"{remedy}set {cli.option('threshold', 'P')}"
             )
         fitted = Calibration(1.0, DEFAULT_THRESHOLD)
     calibrated = make_log_probabilities(logits, fitted.temperature)

@@ -57,16 +57,18 @@ def test_probabilities_are_the_linen_models_at_the_temperature_that_was_fitted(d
     assert classifier.load_classifier(trained, 0.25).threshold == 0.25
 
 
-def test_a_run_that_cannot_be_calibrated_says_so_and_answers_at_the_default(digits_run, tmp_path, capsys):
+def test_a_run_that_cannot_be_calibrated_says_so_and_answers_at_the_default(digits_run, tmp_path, caplog):
+
     trained = load_run(shutil.copytree(digits_run, tmp_path / "run"))
     (tmp_path / "run" / "calibration.json").unlink(missing_ok=True)
     trained.config.validation_examples = 0
+    caplog.set_level("INFO", "absl")
     reader = classifier.load_classifier(trained)
     assert (reader.temperature, reader.threshold) == (1.0, classifier.DEFAULT_THRESHOLD)
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "is not calibrated, since no examples were held out" in said
+    (said,) = caplog.messages
+    assert "\n" not in said and "is not calibrated, since no examples were held out" in said
     classifier.load_classifier(trained, 0.5)
-    assert capsys.readouterr().err == "" and not (tmp_path / "run" / "calibration.json").exists()
+    assert len(caplog.messages) == 1 and not (tmp_path / "run" / "calibration.json").exists()
 
 
 def test_a_run_that_does_not_read_digits_is_refused(digits_run):
