@@ -10,12 +10,12 @@ import pytest
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 ROOT = Path(__file__).resolve().parent.parent
-MEMORY_MB = 700
+MEMORY_MB = 1000
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def bounded_memory() -> Iterator[None]:
-    """Lets go of what a module compiled, which is of no use to the next one, if a test process has grown large."""
+    """Lets go of what tests compiled, most of which is of no use to the next one, if a test process has grown large."""
     yield
     if resident_mb() > MEMORY_MB:
         import jax
