@@ -6,13 +6,17 @@ python -m experiments.population --config=configs/default.py --seeds=16 --config
 import mnist_flax.runtime.quiet_start  # noqa: F401  # isort: skip
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import flags
 
-from mnist_flax.experiments.research import members, outputs
+from mnist_flax.experiments.research import outputs
 from mnist_flax.experiments.summarize import add_means, shown
 from mnist_flax.runtime import cli, config_flag, run_dir, terminal
+
+if TYPE_CHECKING:
+    from mnist_flax.experiments.research import members
 
 _CONFIG, _ARGUMENTS = config_flag.define_flag()
 _SEEDS = flags.DEFINE_integer("seeds", 8, "number of members, with seeds from config.seed on.", lower_bound=1)
@@ -21,7 +25,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the results of
 SCORES = ("train_loss", "validation_accuracy", "test_accuracy")
 
 
-def train(population: members.Population, num_epochs: int) -> list[dict]:
+def train(population: "members.Population", num_epochs: int) -> list[dict]:
     """Trains all members, a line an epoch, and scores the test split once: seed, step of divergence and SCORES."""
     everyone = np.ones(len(population.members), bool)
     for epoch in range(1, num_epochs + 1):
@@ -57,6 +61,8 @@ def print_results(results: Sequence[dict], title: str) -> None:
 def main(argv: list[str]) -> None:
     config_flag.refuse_arguments(argv)
     config = _CONFIG.value
+    from mnist_flax.experiments.research import members  # JAX: a setting that it refuses is a user's mistake
+
     members.check_population([config])
     if _OUTPUT.value:
         outputs.check_output("output", Path(_OUTPUT.value))
