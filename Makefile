@@ -10,9 +10,8 @@ CONFIG ?= configs/digits.py
 ARGS ?=
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal -rs --durations=15
-CORE := tests/ops tests/models tests/training/test_optimizer.py tests/training/test_step.py \
-  tests/training/test_loss.py tests/training/test_scoring.py tests/training/test_state.py \
-  tests/training/test_checkpoint.py tests/runtime/test_run_dir.py tests/runtime/test_metrics_log.py tests/test_api.py
+CORE := tests/ops/test_conv.py tests/ops/test_batch_norm.py tests/models tests/training/test_step.py \
+  tests/training/test_optimizer.py tests/training/test_checkpoint.py tests/runtime/test_run_dir.py
 
 .PHONY: train test test-slow test-fast lint clean
 

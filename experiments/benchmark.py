@@ -60,7 +60,12 @@ _BATCH_NORM = flags.DEFINE_boolean("batch_norm", False, "batch norm after each c
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "times that every contender has its turn", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 1.0, "of a burst", lower_bound=0.01)
 _CHECK_STEPS = flags.DEFINE_integer("check_steps", 64, "steps of warm-up, after which losses are compared", 4 * STEPS)
-_OUTPUT = flags.DEFINE_string("output", None, "directory for results; a new one under runs/benchmark/ if not given")
+_OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "directory for results; a new one under runs/benchmark/ if not given",
+    allow_override=True,  # a process may import several commands
+)
 
 _EXAMPLES = 55_000  # of random data: as many as MNIST leaves for training
 

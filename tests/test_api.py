@@ -50,7 +50,7 @@ def test_configs_take_overrides_which_references_follow(tmp_path):
     recipe = tmp_path / "mine.py"
     recipe.write_text(
         "from mnist_flax.configs import default\n\n\ndef get_config():\n    config = default.get_config()\n"
-        "    config.optimizer.warmup_epochs = 0.1 * config.get_oneway_ref('num_epochs')\n    return config\n"
+        "    config.optimizer.warmup_epochs = 0.1 * config.get_oneway_ref('num_epochs').to_float()\n    return config\n"
     )
     assert mf.get_config(str(recipe), num_epochs=30).optimizer.warmup_epochs == 3.0
 

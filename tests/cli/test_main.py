@@ -139,6 +139,7 @@ def test_evaluate_repeats_the_recorded_score(undisturbed):
     assert (scores["checkpoint"], validation["checkpoint"]) == ("last", "best")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("feed", ["device", "stream"])
 def test_killed_anywhere_and_started_again_ends_bit_for_bit_the_same(feed, small, undisturbed, tmp_path):
     arguments = (*small, f"--config.feed={feed}", f"--workdir={tmp_path / 'run'}")

@@ -155,6 +155,7 @@ def test_digits_have_not_changed():
     }
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_then_run_again(archives, tmp_path):
     """Preparations are killed; what stands after each is whole or absent, and the next run is sound."""
     program = """

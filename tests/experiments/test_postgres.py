@@ -83,6 +83,7 @@ def test_workers_that_start_at_once_make_one_set_of_tables(server):
         opened.engine.dispose()
 
 
+@pytest.mark.slow
 def test_workers_of_several_hosts_share_a_study_and_one_is_killed(server, digits_data_dir, tmp_path):
     url, control = server
     path = study_file(tmp_path / "search.py", SEARCH)
