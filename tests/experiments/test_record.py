@@ -1,4 +1,5 @@
 import json
+import re
 import signal
 
 import pytest
@@ -41,8 +42,8 @@ def test_the_test_set_is_scored_only_when_all_have_trained(tmp_path, digits_data
     text = (tmp_path / "results.md").read_text()
     assert "| 1 |" in text and text.startswith("Test accuracy on digits (359 examples), 1 x ")
 
-    error = refusal("experiments.record", *arguments, "--config.num_epochs=3")
-    assert "holds a run of another config (num_epochs: 2 -> 3)" in error
+    error = refusal("experiments.record", *arguments, "--config.eval_batch_size=77")
+    assert re.search(r"holds a run of another config \(eval_batch_size: \d+ -> 77\)", error)
 
     out = command("experiments.record", "--views=3", *arguments).stdout
     found = json.loads((tmp_path / "results.json").read_text())
