@@ -10,14 +10,24 @@ import pytest
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 ROOT = Path(__file__).resolve().parent.parent
-MEMORY_MB = 1000
+MEMORY_MB = {"module": 700, "test": 1400}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_after_a_module() -> Iterator[None]:
+    yield
+    let_go("module")
 
 
 @pytest.fixture(autouse=True)
-def bounded_memory() -> Iterator[None]:
-    """Lets go of what tests compiled, most of which is of no use to the next one, if a test process has grown large."""
+def memory_after_a_test() -> Iterator[None]:
     yield
-    if resident_mb() > MEMORY_MB:
+    let_go("test")
+
+
+def let_go(after: str) -> None:
+    """Lets go of what was compiled, most of which is of no use any more, if a test process has grown large."""
+    if resident_mb() > MEMORY_MB[after]:
         import jax
 
         jax.clear_caches()
